@@ -1,0 +1,7 @@
+from typing import Any
+
+class _Lib:
+    def eod_crc32c(self, state: int, data: Any, length: int) -> int: ...
+
+lib: _Lib
+ffi: Any

@@ -1,0 +1,63 @@
+"""What the builder's stages hand to each other: blobs, extents of files in them, and the tree of nodes.
+
+layer tar ─▶ blob.py + layer.py ─▶ Blob, LayerTree of Nodes ─▶ tree.py (flatten) ─▶ Node (root) ─▶ erofs/writer.py
+"""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from erofs_builder.digest import Digest
+from erofs_builder.frames import FrameTable
+
+
+@dataclass(slots=True, eq=False)
+class Blob:
+    """A data blob, compared by identity while it is written; `table` (so the digest) is there once it is complete."""
+
+    table: FrameTable | None = None
+    from_base: bool = False  # it belongs to the `--base` artifact and was not written by this run
+
+    @property
+    def digest(self) -> Digest:
+        if self.table is None:
+            raise ValueError("this blob is not complete yet")
+        return self.table.blob_digest
+
+
+class Extent(NamedTuple):
+    """A run of a file's bytes inside one frame of a blob, or a hole (blob None). Extents follow without gaps.
+
+    A file's bytes are either one extent anywhere in a frame at a multiple of 4 KiB (packed with other files), or
+    several that each start their frame (frame_offset 0) and, but for the last, have a length that is a multiple of
+    4 KiB.
+    """
+
+    blob: Blob | None
+    frame: int
+    frame_offset: int
+    length: int
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """A file system object. A hard link is the same Node under several names (the writer counts them)."""
+
+    mode: int  # st_mode: type and permission bits
+    uid: int = 0
+    gid: int = 0
+    mtime: int = 0  # seconds, may be negative
+    mtime_nsec: int = 0
+    size: int = 0  # regular files
+    extents: tuple[Extent, ...] = ()
+    digest: bytes | None = None  # sha256 of a regular file's content (32 bytes), where it was hashed whole
+    target: bytes = b""  # symlinks
+    rdev: tuple[int, int] = (0, 0)  # major, minor of devices
+    xattrs: dict[bytes, bytes] = field(default_factory=dict)  # full names, e.g. b"security.capability"
+    children: dict[bytes, Node] | None = None  # directories
+
+    @property
+    def is_dir(self) -> bool:
+        return stat.S_ISDIR(self.mode)

@@ -1,0 +1,1 @@
+"""The kernel interface of fanotify pre-content events: groups, marks, events, answers. No policy."""

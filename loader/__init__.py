@@ -1,0 +1,1 @@
+"""The node daemon, the registry client and both commands: policy and network."""

@@ -1,0 +1,12 @@
+"""Only what pyproject.toml cannot say: the cffi extension modules."""
+
+from setuptools import setup
+
+setup(
+    cffi_modules=[
+        "cachefiles/_kabi_build.py:ffibuilder",
+        "fanotify/_kabi_build.py:ffibuilder",
+        "mounts/_kabi_build.py:ffibuilder",
+        "erofs_builder/_hot_build.py:ffibuilder",
+    ],
+)
