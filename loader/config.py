@@ -1,0 +1,135 @@
+"""The daemon's configuration: defaults < /etc/erofs-loader/config.toml < environment < options.
+
+    root = "/var/lib/erofs-loader"        # cache and records
+    socket = "/run/erofs-loader/control.sock"
+    plane = "auto"                        # auto, fanotify, cachefiles
+    form = "auto"                         # auto, encoded, decoded
+    on_stop = "keep"                      # keep, umount: what SIGTERM does with the mounts
+    insecure = false                      # plain HTTP, and TLS without a check, for every registry
+    domain = "erofs-ondemand"             # cachefiles: blobs are shared inside of this domain
+    quota = "20G"                         # bytes of cached data; unset: bounded by the file system only
+    log_level = "info"
+
+    [fetch]
+    deadline = 60.0                       # seconds that a READ is held and retried before it fails with EIO
+    connections = 8                       # fetches in flight at once
+    prefetch_connections = 2              # of these, at most so many for what nobody waits for yet
+    readahead = "2M"                      # most bytes that are fetched ahead of one sequential reader
+
+The tables for registries (mirrors, CAs, …) are read by `loader.registry` from the same file. The worker gets the
+whole configuration from its parent as JSON in the environment variable EROFS_LOADER_SETTINGS (`encode`, `decode`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from loader.errors import UsageError
+
+DEFAULT_FILE = Path("/etc/erofs-loader/config.toml")
+SETTINGS_VARIABLE = "EROFS_LOADER_SETTINGS"
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_CHOICES = {
+    "plane": ("auto", "fanotify", "cachefiles"),
+    "form": ("auto", "encoded", "decoded"),
+    "on_stop": ("keep", "umount"),
+    "log_level": ("debug", "info", "warning", "error"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything that can be set. Paths are absolute, sizes bytes, times seconds."""
+
+    root: Path = Path("/var/lib/erofs-loader")
+    socket: Path = Path("/run/erofs-loader/control.sock")
+    file: Path | None = None  # the TOML file that was read
+    plane: str = "auto"
+    form: str = "auto"
+    on_stop: str = "keep"
+    insecure: bool = False
+    domain: str = "erofs-ondemand"
+    quota: int | None = None
+    log_level: str = "info"
+    deadline: float = 60.0
+    connections: int = 8
+    prefetch_connections: int = 2
+    readahead: int = 2 << 20
+
+    def encode(self) -> str:
+        """The configuration as JSON, for the worker's environment."""
+        return json.dumps({name: str(v) if isinstance(v, Path) else v for name, v in asdict(self).items()})
+
+    @classmethod
+    def decode(cls, text: str) -> Config:
+        """The reverse of `encode`."""
+        return _checked(cls(), json.loads(text), SETTINGS_VARIABLE)
+
+
+def load_config(
+    file: Path | None = None, environment: Mapping[str, str] = os.environ, options: Mapping[str, Any] | None = None
+) -> Config:
+    """Defaults, then the TOML file, the environment and the options that are not None; UsageError names the culprit."""
+    config = Config()
+    path = file or DEFAULT_FILE
+    if file is not None or path.exists():
+        config = _checked(config, _read_toml(path), str(path))
+        config = replace(config, file=path.absolute())
+    names = {"root": "EROFS_LOADER_ROOT", "socket": "EROFS_LOADER_SOCKET"}
+    config = _checked(config, {k: environment[v] for k, v in names.items() if environment.get(v)}, "environment")
+    return _checked(config, {k: v for k, v in (options or {}).items() if v is not None}, "command line")
+
+
+def parse_size(value: int | str) -> int:
+    """Bytes of `20G`, `512M`, `4096` or an integer; UsageError otherwise."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", str(value).strip(), re.IGNORECASE)
+    if not match:
+        raise UsageError(f"not a size: {value!r}", hint="write bytes, or a number with K, M, G or T")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as stream:
+            document = tomllib.load(stream)
+    except OSError as error:
+        raise UsageError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: {error}") from None
+    fetch = document.pop("fetch", {})
+    # Other tables belong to loader.registry.
+    return {name: v for name, v in document.items() if not isinstance(v, dict | list)} | fetch
+
+
+def _checked(config: Config, values: Mapping[str, Any], where: str) -> Config:
+    known = {field.name for field in fields(Config)}
+    if unknown := sorted(set(values) - known):
+        raise UsageError(f"{where}: unknown setting {', '.join(unknown)}", hint=f"known: {', '.join(sorted(known))}")
+    return replace(config, **{name: _converted(name, value, where) for name, value in values.items()})
+
+
+def _converted(name: str, value: Any, where: str) -> Any:
+    if name in ("root", "socket", "file"):
+        return Path(value).absolute() if value not in (None, "None") else None
+    if name in ("quota", "readahead"):
+        return None if value is None else parse_size(value)
+    if name in _CHOICES and value not in _CHOICES[name]:
+        raise UsageError(f"{where}: {name} is {value!r}", hint=f"one of {', '.join(_CHOICES[name])}")
+    if name in ("connections", "prefetch_connections") and not (isinstance(value, int) and 1 <= value <= 256):
+        raise UsageError(f"{where}: {name} must be from 1 to 256, not {value!r}")
+    if name == "deadline":
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 86400:
+            raise UsageError(f"{where}: deadline must be seconds, more than 0 and at most 86400, not {value!r}")
+        return float(value)
+    if name == "insecure" and not isinstance(value, bool):
+        raise UsageError(f"{where}: insecure must be true or false, not {value!r}")
+    return value
