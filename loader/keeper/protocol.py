@@ -3,15 +3,33 @@
 The keeper owns the kernel's descriptors and the table of unanswered requests; the worker may die at any time and loses
 nothing but its own memory. A packet is a kind byte and then a fixed struct (hot: REQUEST, ANSWER) or JSON (the rest).
 
-    keeper ─▶ worker   OBJECT   a cache object, with its writer descriptor; all of them after a start, then READY
-                       READY    all objects were sent, the worker may serve
-                       REQUEST  the kernel wants [offset, offset + length) of an object (in bytes of its form)
-                       OPEN     cachefiles: the kernel opens (volume, cookie): answer OPENED
-                       CLOSED   cachefiles: the kernel closed an object
-                       RESULT   the outcome of a CALL (descriptor attached where it made an object)
+    keeper ─▶ worker   OBJECT   {"object", "plane", "size", …}, with its writer descriptor; fanotify adds "name", "path",
+                                "form", "complete"; cachefiles adds "volume", "cookie". All of them after a start, then READY
+                       READY    {"generation", "plane", "mounts", "fenced"}: all objects were sent, the worker may serve
+                       REQUEST  the kernel wants [offset, offset + length) of an object (in bytes of its form; length is
+                                clipped to the file and never 0)
+                       OPEN     {"id", "object", "volume", "cookie"}, with the writer descriptor: cachefiles: the kernel
+                                opens an object: answer OPENED. volume and cookie are text (latin-1), volume without NUL
+                       CLOSED   {"object"}: cachefiles: the kernel closed an object; close its descriptor
+                       RESULT   {"token", "errno", "message", …}: the outcome of a CALL (with the writer descriptor where
+                                it made an object)
     worker ─▶ keeper   ANSWER   a request is done (its data was written through the writer descriptor before), or errno
-                       OPENED   size of the object, or -errno
-                       CALL     {"token", "call": name, …}: see CALLS
+                       OPENED   {"id", "size"}: size of the object in bytes, or -errno
+                       CALL     {"token", "call": name, …}: see CALLS; "token" is any number of the worker's own
+
+How a worker starts. The keeper runs `python -m loader.worker` (KeeperConfig.worker) with these in its environment, next to
+whatever KeeperConfig.worker_env holds (the keeper does not look into that):
+
+    EROFS_LOADER_KEEPER_FD     the worker's end of the SOCK_SEQPACKET pair
+    EROFS_LOADER_CONTROL_FD    the listening Unix stream socket of the control API (bound, mode 0600, shared by all workers)
+    EROFS_LOADER_ROOT, EROFS_LOADER_SOCKET    the cache root and the control socket's path
+
+A worker is started ahead of need: it imports everything, then waits for its first packet, and touches neither cache nor
+database nor the control socket before that packet is there. End of file on the keeper's socket means: exit at once.
+Requests may come before READY was answered by anything; the same request may come again to the next worker, and an ANSWER
+to a request that has ended is ignored. SIGTERM asks a worker to leave in order (it stops accepting, answers what it
+can within a few seconds, exits 0); a worker that exits on its own is replaced. The worker must never truncate a
+marked file, open one by path, or read a served mount: each would wait for itself.
 """
 
 from __future__ import annotations
@@ -22,6 +40,10 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 MAX_PACKET = 65536
+KEEPER_FD_ENV = "EROFS_LOADER_KEEPER_FD"
+CONTROL_FD_ENV = "EROFS_LOADER_CONTROL_FD"
+ROOT_ENV = "EROFS_LOADER_ROOT"
+SOCKET_ENV = "EROFS_LOADER_SOCKET"
 
 
 class Kind(IntEnum):
@@ -40,13 +62,17 @@ class Kind(IntEnum):
 
 # name: arguments → result. Every result has "errno" (0 on success) and, when not 0, "message".
 CALLS = {
-    "create": "name, path: fanotify: open the cache file's writer, then mark it → object, descriptor attached",
+    "create": "name, path, form encoded|decoded, size: fanotify: open the cache file's writer (the file exists and has its"
+    " full length), then mark it → object, descriptor attached. `size`: bytes that frames cover. The same path again gives"
+    " the same object",
     "release": "object: fanotify: unmark and close (no mount uses it any more)",
     "complete": "object: fanotify: the file is whole and synced: remove the mark, keep the object",
-    "mount": "source, devices, options, target, fsid, domain_id: mount EROFS → {}",
+    "mount": "source, devices, options, target, fsid, domain_id, objects: mount EROFS (fsid and domain_id: cachefiles;"
+    " source and devices, paths in slot order: fanotify; objects: numbers that this mount reads) → {}",
     "umount": "target, lazy → {}",
     "mark": "object: fanotify: mark again (a complete object whose blocks are to be evicted)",
-    "status": "→ generation, plane states, objects, requests in flight with their age",
+    "cull": "directory, name: cachefiles: cull a cache file (EBUSY while in use)",
+    "status": "→ generation, plane, objects, mounts, fenced, requests in flight with their age, counters",
     "stop": "mode keep|umount: leave in order",
 }
 
