@@ -3,33 +3,35 @@
 The keeper owns the kernel's descriptors and the table of unanswered requests; the worker may die at any time and loses
 nothing but its own memory. A packet is a kind byte and then a fixed struct (hot: REQUEST, ANSWER) or JSON (the rest).
 
-    keeper ─▶ worker   OBJECT   {"object", "plane", "size", …}, with its writer descriptor; fanotify adds "name", "path",
-                                "form", "complete"; cachefiles adds "volume", "cookie". All of them after a start, then READY
-                       READY    {"generation", "plane", "mounts", "fenced"}: all objects were sent, the worker may serve
-                       REQUEST  the kernel wants [offset, offset + length) of an object (in bytes of its form; length is
-                                clipped to the file and never 0)
-                       OPEN     {"id", "object", "volume", "cookie"}, with the writer descriptor: cachefiles: the kernel
-                                opens an object: answer OPENED. volume and cookie are text (latin-1), volume without NUL
-                       CLOSED   {"object"}: cachefiles: the kernel closed an object; close its descriptor
-                       RESULT   {"token", "errno", "message", …}: the outcome of a CALL (with the writer descriptor where
-                                it made an object)
-    worker ─▶ keeper   ANSWER   a request is done (its data was written through the writer descriptor before), or errno
-                       OPENED   {"id", "size"}: size of the object in bytes, or -errno
-                       CALL     {"token", "call": name, …}: see CALLS; "token" is any number of the worker's own
+    keeper ─▶ worker
+      OBJECT   {"object", "plane", "size", …}, with its writer descriptor; fanotify adds "name", "path", "form" and
+               "complete"; cachefiles adds "volume" and "cookie". All of them after a start, then READY
+      READY    {"generation", "plane", "mounts", "fenced"}: all objects were sent, the worker may serve
+      REQUEST  the kernel wants [offset, offset + length) of an object (in bytes of its form; length is clipped to the
+               file and never 0)
+      OPEN     {"id", "object", "volume", "cookie"}, with the writer descriptor: cachefiles: the kernel opens an object:
+               answer OPENED. volume and cookie are text (latin-1), volume without its NUL
+      CLOSED   {"object"}: cachefiles: the kernel closed an object; close its descriptor
+      RESULT   {"token", "errno", "message", …}: the outcome of a CALL (with the writer descriptor
+               where it made an object)
+    worker ─▶ keeper
+      ANSWER   a request is done (its data was written through the writer descriptor before), or errno
+      OPENED   {"id", "size"}: size of the object in bytes, or -errno
+      CALL     {"token", "call": name, …}: see CALLS; "token" is any number of the worker's own
 
-How a worker starts. The keeper runs `python -m loader.worker` (KeeperConfig.worker) with these in its environment, next to
-whatever KeeperConfig.worker_env holds (the keeper does not look into that):
+How a worker starts. The keeper runs `python -m loader.worker` (KeeperConfig.worker) with these in its environment, next
+to whatever KeeperConfig.worker_env holds (the keeper does not look into that):
 
     EROFS_LOADER_KEEPER_FD     the worker's end of the SOCK_SEQPACKET pair
-    EROFS_LOADER_CONTROL_FD    the listening Unix stream socket of the control API (bound, mode 0600, shared by all workers)
+    EROFS_LOADER_CONTROL_FD    the listening Unix stream socket of the control API (bound, mode 0600, shared by workers)
     EROFS_LOADER_ROOT, EROFS_LOADER_SOCKET    the cache root and the control socket's path
 
 A worker is started ahead of need: it imports everything, then waits for its first packet, and touches neither cache nor
 database nor the control socket before that packet is there. End of file on the keeper's socket means: exit at once.
-Requests may come before READY was answered by anything; the same request may come again to the next worker, and an ANSWER
-to a request that has ended is ignored. SIGTERM asks a worker to leave in order (it stops accepting, answers what it
-can within a few seconds, exits 0); a worker that exits on its own is replaced. The worker must never truncate a
-marked file, open one by path, or read a served mount: each would wait for itself.
+The same request may come again to the next worker, and an ANSWER to a request that has ended is ignored. SIGTERM asks a
+worker to leave in order (it stops accepting, answers what it can within a few seconds, exits 0); a worker that exits on
+its own is replaced. The worker must never truncate a marked file, open one by path, or read a served mount: each would
+wait for itself.
 """
 
 from __future__ import annotations
@@ -62,9 +64,9 @@ class Kind(IntEnum):
 
 # name: arguments → result. Every result has "errno" (0 on success) and, when not 0, "message".
 CALLS = {
-    "create": "name, path, form encoded|decoded, size: fanotify: open the cache file's writer (the file exists and has its"
-    " full length), then mark it → object, descriptor attached. `size`: bytes that frames cover. The same path again gives"
-    " the same object",
+    "create": "name, path, form encoded|decoded, size: fanotify: open the cache file's writer (the file exists and has"
+    " its full length), then mark it → object, descriptor attached. `size`: bytes that frames cover. The same path"
+    " again gives the same object",
     "release": "object: fanotify: unmark and close (no mount uses it any more)",
     "complete": "object: fanotify: the file is whole and synced: remove the mark, keep the object",
     "mount": "source, devices, options, target, fsid, domain_id, objects: mount EROFS (fsid and domain_id: cachefiles;"

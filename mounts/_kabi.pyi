@@ -1,0 +1,23 @@
+from typing import Any
+
+class _Lib:
+    MNT_DETACH: int
+    UMOUNT_NOFOLLOW: int
+    FSOPEN_CLOEXEC: int
+    FSMOUNT_CLOEXEC: int
+    MOUNT_ATTR_RDONLY: int
+    MOUNT_ATTR_NOSUID: int
+    MOUNT_ATTR_NODEV: int
+    MOUNT_ATTR_NOEXEC: int
+    EOD_EROFS_MAGIC: int
+
+    def eod_fsopen(self, type: bytes, flags: int) -> int: ...
+    def eod_fsconfig_string(self, fd: int, key: bytes, value: bytes) -> int: ...
+    def eod_fsconfig_flag(self, fd: int, key: bytes) -> int: ...
+    def eod_fsconfig_create(self, fd: int) -> int: ...
+    def eod_fsmount(self, fd: int, flags: int, attributes: int) -> int: ...
+    def eod_move_mount(self, fd: int, target: bytes) -> int: ...
+    def eod_umount2(self, target: bytes, flags: int) -> int: ...
+
+lib: _Lib
+ffi: Any
