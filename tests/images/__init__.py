@@ -1,0 +1,12 @@
+"""Real container images for tests, demo and benches, made from packages and by other programs, then kept.
+
+Each image is a directory in the cache with an OCI layout `oci` (tag `latest`); `python -m tests.images NAME` makes
+it where it is missing and prints the directory.
+
+debian       Debian bookworm minbase, + python3, numpy, requests, + build-essential: three layers made by umoci, gzip
+debian-plain the same image with uncompressed layers
+debian-next  its successor: one package of each layer upgraded by rebuilding them (one more layer on top)
+small        50,000 small files in one layer
+adversarial  everything that a tar layer may hold, in layers written by tarfile, GNU tar and bsdtar
+layers127    127 small layers
+"""
