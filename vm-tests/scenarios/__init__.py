@@ -1,0 +1,1 @@
+"""Scenarios: one file each, with the host's part (`host`) and one guest function a boot (`BOOTS`)."""

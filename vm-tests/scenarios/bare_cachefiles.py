@@ -1,0 +1,63 @@
+"""The kernel alone: mkfs.erofs's image through the smallest cachefiles daemon, with and without domain_id."""
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+from pathlib import Path
+
+PLANES = ("cachefiles",)
+FORMS = ("decoded",)
+BOOTS = ("mounts",)
+
+
+def host(host):
+    """A chunk-based image with one blob, made by somebody else's program, and every file's digest."""
+    return host.once("bare", _make)
+
+
+def _make(folder):
+    source = folder / "tree"
+    digests = {}
+    numbers = random.Random(1)
+    for name, size in (("empty", 0), ("small", 100), ("page", 4096), ("large", 5_000_001), ("deep/er/file", 300_000)):
+        path = source / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(numbers.randbytes(size))
+        digests[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    objects = folder / "objects"
+    objects.mkdir()
+    mkfs = ["mkfs.erofs", "--quiet", "--chunksize=65536", f"--blobdev={objects / 'blob'}"]
+    subprocess.run([*mkfs, str(objects / "meta"), str(source)], check=True)
+    return {"objects": str(objects), "digests": digests}
+
+
+def mounts(guest):
+    """Mount, read, unmount; again in a domain; again from the cache with the daemon's objects gone."""
+    from cachefiles_filler import Filler
+    from lib import DISK, run
+
+    objects = Path(guest.task["objects"])
+    with guest.step("bind the device"):
+        filler = Filler(DISK / "cache", objects)
+        daemon = os.fork()
+        if daemon == 0:
+            filler.serve()
+        os.close(filler.device)
+    target = Path("/run/mnt")
+    target.mkdir()
+    for options in ("fsid=meta,device=blob", "domain_id=d,fsid=meta,device=blob"):
+        with guest.step(f"mount -t erofs none -o {options}"):
+            run("mount", "-t", "erofs", "none", target, "-o", options)
+        with guest.step(f"every byte, {options}"):
+            _compare(target, guest.task["digests"])
+        run("umount", target)
+    os.kill(daemon, signal.SIGKILL)
+
+
+def _compare(target, digests):
+    from lib import expect
+
+    for name, digest in digests.items():
+        expect(hashlib.sha256((target / name).read_bytes()).hexdigest() == digest, f"{name} differs")
