@@ -106,8 +106,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: {error}") from None
     fetch = document.pop("fetch", {})
+    if not isinstance(fetch, dict):
+        raise UsageError(f"{path}: fetch must be a table")
     # Other tables belong to loader.registry.
-    return {name: v for name, v in document.items() if not isinstance(v, dict | list)} | fetch
+    return {**{name: v for name, v in document.items() if not isinstance(v, dict | list)}, **fetch}
 
 
 def _checked(config: Config, values: Mapping[str, Any], where: str) -> Config:

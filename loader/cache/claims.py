@@ -1,0 +1,261 @@
+"""Frames in flight: who fetches which, who waits for it, and what is fetched first.
+
+A frame that is wanted and not ready has one *flight*, however many readers want it. It waits in one of three queues,
+is taken by a fetching thread together with its queued neighbours, and ends exactly once for everybody who waits:
+landed (ready), failed (errno), or each waiter for itself at its deadline. A fetch that failed but may be repeated goes
+back to its queue with a delay; its waiters stay, so no claim is ever left behind by a failed fetcher.
+"""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import itertools
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from enum import IntEnum
+from typing import NamedTuple
+
+from loader.cache.files import CacheFile
+
+
+class Priority(IntEnum):
+    """What goes first."""
+
+    DEMAND = 0  # a reader stands and waits
+    AHEAD = 1  # a reader will want it soon, most likely
+    BACKGROUND = 2  # somebody asked for it to be fetched when there is nothing better to do
+
+
+class Waiter:
+    """Somebody who waits for frames: `done(errno)` is called once, no lock held, when all landed or one failed."""
+
+    __slots__ = ("_done", "deadline", "remaining", "since")
+
+    def __init__(self, done: Callable[[int], None], deadline: float) -> None:
+        self._done: Callable[[int], None] | None = done
+        self.deadline = deadline
+        self.remaining = 0
+        self.since = time.monotonic()
+
+    def take_done(self) -> Callable[[int], None] | None:
+        """The callback, the first time only. Called under the table's lock."""
+        done, self._done = self._done, None
+        return done
+
+
+class Flight:
+    """One frame on its way."""
+
+    __slots__ = ("attempts", "fetching", "file", "frame", "priority", "refusals", "waiters")
+
+    def __init__(self, file: CacheFile, frame: int, priority: Priority) -> None:
+        self.file = file
+        self.frame = frame
+        self.priority = priority
+        self.waiters: list[Waiter] = []
+        self.fetching = False
+        self.attempts = 0
+        self.refusals = 0  # attempts whose bytes were wrong or not there
+
+    @property
+    def encoded_size(self) -> int:
+        return self.file.table[self.frame].encoded_size
+
+
+class Run(NamedTuple):
+    """Adjacent frames of one file that one thread fetches as one range."""
+
+    priority: Priority  # as it was taken; a reader may have joined since
+    flights: list[Flight]
+
+
+Key = tuple[CacheFile, int]
+
+
+class FlightTable:
+    """All flights of a worker. Thread-safe."""
+
+    def __init__(self, connections: int, prefetch_connections: int, range_limit: int) -> None:
+        self._condition = threading.Condition()
+        self._flights: dict[Key, Flight] = {}
+        self._queues: tuple[OrderedDict[Key, Flight], ...] = tuple(OrderedDict() for _ in Priority)
+        self._delayed: list[tuple[float, int, Flight]] = []
+        self._order = itertools.count()
+        self._fetching = [0 for _ in Priority]  # ranges in flight, by priority
+        self._limits = (connections, prefetch_connections, prefetch_connections)
+        self._range_limit = range_limit
+        self._stopped = False
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no reader waits."""
+        return not self._queues[Priority.DEMAND] and not self._fetching[Priority.DEMAND]
+
+    def want(self, file: CacheFile, frames: Iterable[int], priority: Priority, waiter: Waiter | None = None) -> int:
+        """Have frames fetched that are not there; how many were not. With nothing missing, `waiter` is done at once."""
+        missing = 0
+        with self._condition:
+            for frame in frames:
+                if file.has(frame) if priority is Priority.DEMAND else file.ready[frame]:
+                    continue
+                missing += 1
+                flight = self._flights.get((file, frame))
+                if flight is None:
+                    flight = self._flights[file, frame] = Flight(file, frame, priority)
+                    self._queues[priority][file, frame] = flight
+                elif priority < flight.priority:
+                    self._promote(flight, priority)
+                if waiter:
+                    flight.waiters.append(waiter)
+                    waiter.remaining += 1
+            if missing:
+                self._condition.notify_all()
+            done = waiter.take_done() if waiter and not missing else None
+        if done:
+            done(0)
+        return missing
+
+    def _promote(self, flight: Flight, priority: Priority) -> None:
+        key = (flight.file, flight.frame)
+        if self._queues[flight.priority].pop(key, None):
+            self._queues[priority][key] = flight
+        flight.priority = priority
+
+    def take(self) -> Run | None:
+        """The next run of adjacent frames to fetch, blocking; None when the table was stopped."""
+        with self._condition:
+            while not self._stopped:
+                self._release_delayed()
+                for priority in Priority:
+                    if self._queues[priority] and self._allowed(priority):
+                        return self._take_run(priority)
+                self._condition.wait(self._delayed[0][0] - time.monotonic() if self._delayed else None)
+        return None
+
+    def _allowed(self, priority: Priority) -> bool:
+        if self._fetching[priority] >= self._limits[priority]:
+            return False
+        if priority is Priority.BACKGROUND:
+            return self.idle and not self._fetching[Priority.AHEAD]
+        return True
+
+    def _take_run(self, priority: Priority) -> Run:
+        queue = self._queues[priority]
+        (file, frame), first = queue.popitem(last=False)
+        run, size = [first], first.encoded_size
+        while (following := queue.get((file, frame + 1))) and size + following.encoded_size <= self._range_limit:
+            frame += 1
+            del queue[file, frame]
+            run.append(following)
+            size += following.encoded_size
+        for flight in run:
+            flight.fetching = True
+            flight.attempts += 1
+        self._fetching[priority] += 1
+        return Run(priority, run)
+
+    def finish(self, run: Run) -> None:
+        """The range of a taken run is over, whatever became of it. Flights that neither landed nor failed fly again."""
+        with self._condition:
+            self._fetching[run.priority] -= 1
+            for flight in run.flights:
+                if flight.fetching and self._flights.get((flight.file, flight.frame)) is flight:
+                    self._again(flight, 0.0)
+            self._condition.notify_all()
+
+    def retry(self, flights: Iterable[Flight], delay: float) -> None:
+        """Fetch again after a delay (seconds); nobody is told. Without a waiter left, the flight ends."""
+        with self._condition:
+            for flight in flights:
+                self._again(flight, delay)
+            self._condition.notify_all()
+
+    def _again(self, flight: Flight, delay: float) -> None:
+        flight.fetching = False
+        flight.waiters = [waiter for waiter in flight.waiters if waiter.remaining > 0]
+        if not flight.waiters:
+            self._flights.pop((flight.file, flight.frame), None)
+        else:
+            heapq.heappush(self._delayed, (time.monotonic() + delay, next(self._order), flight))
+
+    def _release_delayed(self) -> None:
+        now = time.monotonic()
+        while self._delayed and self._delayed[0][0] <= now:
+            _, _, flight = heapq.heappop(self._delayed)
+            key = (flight.file, flight.frame)
+            if self._flights.get(key) is not flight or flight.fetching:
+                continue
+            if flight.waiters:
+                self._queues[flight.priority][key] = flight
+            else:
+                del self._flights[key]
+
+    def land(self, flight: Flight) -> None:
+        """The frame is ready."""
+        self._end([flight], 0)
+
+    def fail(self, flights: Iterable[Flight], error: int) -> None:
+        """The frames cannot be had; everybody who waits gets this errno."""
+        self._end(flights, error)
+
+    def _end(self, flights: Iterable[Flight], error: int) -> None:
+        called: list[Callable[[int], None]] = []
+        with self._condition:
+            for flight in flights:
+                key = (flight.file, flight.frame)
+                if self._flights.get(key) is flight:
+                    del self._flights[key]
+                for queue in self._queues:
+                    queue.pop(key, None)
+                flight.fetching = False
+                for waiter in flight.waiters:
+                    waiter.remaining -= 1
+                    if (error or not waiter.remaining) and (done := waiter.take_done()):
+                        waiter.remaining = 0 if error else waiter.remaining
+                        called.append(done)
+                flight.waiters = []
+        for done in called:
+            done(error)
+
+    def expire(self) -> int:
+        """End the waiting of everybody whose deadline has passed, with EIO; how many there were."""
+        now = time.monotonic()
+        called = []
+        with self._condition:
+            for flight in list(self._flights.values()):
+                for waiter in flight.waiters:
+                    if waiter.deadline <= now and (done := waiter.take_done()):
+                        waiter.remaining = 0
+                        called.append(done)
+                flight.waiters = [waiter for waiter in flight.waiters if waiter.deadline > now]
+        for done in called:
+            done(errno.EIO)
+        return len(called)
+
+    def forget(self, file: CacheFile) -> None:
+        """The file is closed: drop what nobody takes any more and fail who waits."""
+        with self._condition:
+            flights = [flight for flight in self._flights.values() if flight.file is file]
+        self.fail(flights, errno.EIO)
+
+    def waiting(self) -> list[tuple[str, int, float]]:
+        """Who waits: file, frame and age in seconds of the oldest waiter of each flight."""
+        now = time.monotonic()
+        with self._condition:
+            return [
+                (str(flight.file), flight.frame, now - min(waiter.since for waiter in flight.waiters))
+                for flight in self._flights.values()
+                if flight.waiters
+            ]
+
+    def stop(self) -> None:
+        """Let every `take` return; flights stay with their waiters (the next worker gets the requests again)."""
+        with self._condition:
+            self._stopped = True
+            self._condition.notify_all()

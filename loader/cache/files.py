@@ -1,0 +1,139 @@
+"""One cache file: a blob in one form, its frame table, which frames are there, and the way to write more."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from erofs_builder.digest import Digest
+from erofs_builder.errors import FrameTableError
+from erofs_builder.frames import Frame, FrameTable
+from erofs_builder.payload import Form
+from loader.cache.layout import Layout, replace_file
+from loader.cache.ready import ReadyMap
+from loader.cache.writer import Writer
+
+
+class CacheFile:
+    """A blob in one form in one place. Compared by identity: there is one of these per place in a worker.
+
+    `trusted` says whether a set bit is proof that the kernel can read the frame. It is for our own files. A
+    cachefiles object may have been thrown away by the kernel, so there only what this worker wrote counts, and a READ
+    of a frame that was ready earlier means that it is gone.
+    """
+
+    def __init__(self, key: str, form: Form, table: FrameTable, ready: ReadyMap, *, trusted: bool) -> None:
+        self.key = key
+        self.form = form
+        self.table = table
+        self.ready = ready
+        self.trusted = trusted
+        self.writer: Writer | None = None
+        self.object: int | None = None
+        self.completed = False  # the keeper was told
+        self._written = set[int]()
+
+    @property
+    def blob(self) -> Digest:
+        return self.table.blob_digest
+
+    @property
+    def decoded(self) -> bool:
+        return self.form is Form.DECODED
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        return self.table.decoded_size if self.decoded else self.table.blob_size
+
+    def __str__(self) -> str:
+        return self.key
+
+    def covering(self, offset: int, length: int) -> range:
+        """Frames under [offset, offset + length) of this file."""
+        return self.table.covering(offset, length, decoded=self.decoded)
+
+    def has(self, frame: int) -> bool:
+        """Whether a reader of this frame need not wait."""
+        return self.ready[frame] if self.trusted else frame in self._written
+
+    def place(self, frame: Frame) -> tuple[int, int]:
+        """Offset and size of a frame in this file."""
+        if self.decoded:
+            return frame.decoded_offset, frame.decoded_size
+        return frame.encoded_offset, frame.encoded_size
+
+    def write(self, frame: Frame, data: bytes | memoryview) -> None:
+        """Put a verified frame in its place; only then it is ready."""
+        offset, size = self.place(frame)
+        writer = self.writer
+        if writer is None:
+            raise OSError(errno.EBADF, f"{self.key} is not open")
+        if len(data) != size:
+            raise ValueError(f"frame {frame.number} of {self.key}: {len(data)} bytes for {size}")
+        writer.write(offset, data)
+        if not self.trusted:
+            self._written.add(frame.number)
+        self.ready.set(frame.number)
+
+    def checkpoint(self) -> None:
+        """Make what is ready survive a crash. (A cachefiles object is the kernel's to sync.)"""
+        writer = self.writer
+        if not self.ready.dirty or writer is None:
+            return
+        if not self.trusted:
+            self.ready.checkpoint(None)
+            return
+        with writer.descriptor() as fd:
+            self.ready.checkpoint(fd)
+
+    def detach(self) -> None:
+        """The kernel's object is gone."""
+        writer, self.writer, self.object = self.writer, None, None
+        if writer is not None:
+            writer.close()
+        self._written.clear()
+
+
+def prepare_blob(layout: Layout, form: Form, table: FrameTable) -> Path:
+    """Make a blob's directory and its sparse data file of full length; the path of the file.
+
+    Must not be called for a file that is marked: truncating one asks this very daemon.
+    """
+    directory = layout.blob(table.blob_digest, form)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    store_table(layout, form, table)
+    data = directory / "data"
+    size = table.decoded_size if form is Form.DECODED else table.blob_size
+    fd = os.open(data, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        if os.fstat(fd).st_size != size:
+            os.ftruncate(fd, size)
+    finally:
+        os.close(fd)
+    return data
+
+
+def store_table(layout: Layout, form: Form, table: FrameTable) -> None:
+    """Keep a frame table next to its blob, so that a restarted worker serves it without the image's payload."""
+    path = layout.blob(table.blob_digest, form) / "table"
+    encoded = table.encode()
+    try:
+        if path.read_bytes() == encoded:
+            return
+    except FileNotFoundError:
+        pass
+    replace_file(path, encoded, layout.tmp)
+
+
+def load_table(layout: Layout, form: Form, blob: Digest) -> FrameTable:
+    """The stored frame table of a blob; FrameTableError if there is none or it is damaged."""
+    path = layout.blob(blob, form) / "table"
+    try:
+        table = FrameTable.decode(path.read_bytes())
+    except FileNotFoundError:
+        raise FrameTableError(f"no frame table is stored for {blob} ({form.value})") from None
+    if table.blob_digest != blob:
+        raise FrameTableError(f"{path}: it is the table of {table.blob_digest}")
+    return table

@@ -1,0 +1,89 @@
+"""The cache directory: what lies where, and who may touch it.
+
+    ROOT/
+      state.db                     SQLite (WAL): images, their blobs, mounts, last use      state.py
+      images/HEX/FORM.payload      metadata payload, whole and verified; what is mounted   images.py
+      blobs/FORM/HEX/table         its frame table (frames.py of the builder)               files.py
+      blobs/FORM/HEX/data          sparse file: the blob in this form                       files.py
+      blobs/FORM/HEX/ready         bitmap, one bit a frame: its bytes are in `data`         ready.py
+      blobs/FORM/HEX/synced        the bitmap as of the last fdatasync of `data`            ready.py
+      objects/NAME/ready, synced   cachefiles: the same for the kernel's own cache files    ready.py
+      cachefiles/                  belongs to the kernel while the cachefiles plane is on
+      tmp/                         half-written files; emptied at start
+
+FORM is `encoded` or `decoded`, HEX the sha256 of the manifest (images) or of the blob (blobs).
+
+Locks. One worker runs at a time (the keeper sees to it) and only it writes here; other processes read at most.
+Inside of the worker: `ReadyMap` has its own lock, held for single bit operations; the flight table (claims.py) has one
+lock for all files, held for dictionary operations; the database connection has one, held for one transaction. None is
+held over I/O on `data` or over the network, and none is taken while another is held. `data` needs no lock: a frame's
+bytes are always the same, and only the claim's holder writes them. Files that are replaced (`synced`, payloads) are
+written in tmp/, synced and renamed.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from erofs_builder.digest import Digest
+from erofs_builder.payload import Form
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Paths below one cache root."""
+
+    root: Path
+
+    @property
+    def database(self) -> Path:
+        return self.root / "state.db"
+
+    @property
+    def tmp(self) -> Path:
+        return self.root / "tmp"
+
+    def payload(self, manifest: Digest, form: Form) -> Path:
+        return self.root / "images" / manifest.hex / f"{form.value}.payload"
+
+    def blob(self, blob: Digest, form: Form) -> Path:
+        return self.root / "blobs" / form.value / blob.hex
+
+    def data(self, blob: Digest, form: Form) -> Path:
+        return self.blob(blob, form) / "data"
+
+    def object(self, name: str) -> Path:
+        return self.root / "objects" / name
+
+    def prepare(self) -> None:
+        """Make the directories and throw away what a killed process left half-written."""
+        for name in ("images", "blobs", "objects", "tmp"):
+            (self.root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        for leftover in self.tmp.iterdir():
+            leftover.unlink()
+
+
+def replace_file(path: Path, data: bytes, tmp: Path) -> None:
+    """Write a file so that after a crash either the old or the new one is there, whole."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = tmp / f"{os.getpid()}-{os.urandom(6).hex()}"
+    try:
+        with temporary.open("xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.rename(path)
+        sync_directory(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory survive a crash."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

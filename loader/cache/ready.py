@@ -1,0 +1,128 @@
+"""Ready bitmaps: which frames of a cache file are there and verified.
+
+    0   magic         8  b"EROFSRM\\x01"
+    8   boot id      16  the boot in which `ready` was written
+    24  frame count   4
+    28  reserved      4
+    32  bits             frame n is bit n % 8 of byte n // 8
+
+`ready` is mapped into memory. Within one boot the page cache holds both it and the data file, so it is right whatever
+process was killed, in whatever moment. After a reboot only what was synced counts: `synced` is a copy that is written
+after an fdatasync of the data file, and `ready` starts again from it. (A clean stop syncs, so nothing is lost.)
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+from loader.cache.layout import replace_file
+
+_HEADER = struct.Struct("<8s16sI4x")
+_MAGIC = b"EROFSRM\x01"
+
+
+def boot_id() -> bytes:
+    """This boot's identity, 16 bytes."""
+    return bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
+
+
+class ReadyMap:
+    """One cache file's bits. Thread-safe; a bit is set by whoever wrote the frame's bytes, after they are written."""
+
+    def __init__(self, directory: Path, frames: int, tmp: Path, boot: bytes | None = None) -> None:
+        self.frames = frames
+        self._directory = directory
+        self._tmp = tmp
+        self._lock = threading.Lock()
+        self._boot = boot or boot_id()
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        bits = self._read("ready", self._boot)
+        if bits is None:
+            bits = self._read("synced", None) or bytes((frames + 7) // 8)
+            replace_file(directory / "ready", self._encoded(bits), tmp)
+        with (directory / "ready").open("r+b") as stream:
+            self._map = mmap.mmap(stream.fileno(), 0)
+        self._count = sum(byte.bit_count() for byte in bits)
+        self._dirty = False  # bits were set since the last checkpoint
+
+    def __getitem__(self, frame: int) -> bool:
+        return bool(self._map[_HEADER.size + (frame >> 3)] >> (frame & 7) & 1)
+
+    @property
+    def count(self) -> int:
+        """How many frames are ready."""
+        return self._count
+
+    @property
+    def complete(self) -> bool:
+        return self._count == self.frames
+
+    @property
+    def dirty(self) -> bool:
+        """Whether frames became ready since the last checkpoint."""
+        return self._dirty
+
+    def set(self, frame: int) -> None:
+        """The frame's bytes are in the data file."""
+        position, bit = _HEADER.size + (frame >> 3), 1 << (frame & 7)
+        with self._lock:
+            byte = self._map[position]
+            if not byte & bit:
+                self._map[position] = byte | bit
+                self._count += 1
+                self._dirty = True
+
+    def clear(self, frames: Iterable[int]) -> None:
+        """The frames' bytes are about to go away. Durable before this returns, so that they may go."""
+        with self._lock:
+            for frame in frames:
+                position, bit = _HEADER.size + (frame >> 3), 1 << (frame & 7)
+                byte = self._map[position]
+                if byte & bit:
+                    self._map[position] = byte & ~bit
+                    self._count -= 1
+            kept = self._map[_HEADER.size :]
+        synced = self._read("synced", None)
+        if synced is not None:
+            remaining = bytes(old & new for old, new in zip(synced, kept, strict=True))
+            replace_file(self._directory / "synced", self._encoded(remaining), self._tmp)
+
+    def checkpoint(self, data: int | None) -> None:
+        """Sync the data file (a descriptor) and record which of its frames will survive a crash."""
+        with self._lock:
+            bits = self._map[_HEADER.size :]
+            self._dirty = False
+        try:
+            if data is not None:
+                os.fdatasync(data)
+            replace_file(self._directory / "synced", self._encoded(bits), self._tmp)
+        except OSError:
+            self._dirty = True
+            raise
+
+    def close(self) -> None:
+        self._map.close()
+
+    def _encoded(self, bits: bytes) -> bytes:
+        return _HEADER.pack(_MAGIC, self._boot, self.frames) + bits
+
+    def _read(self, name: str, boot: bytes | None) -> bytes | None:
+        """The bits of a file, or None if it is not there, of another boot (where that matters), or damaged."""
+        try:
+            data = (self._directory / name).read_bytes()
+        except FileNotFoundError:
+            return None
+        if len(data) != _HEADER.size + (self.frames + 7) // 8:
+            return None
+        magic, written_in, frames = _HEADER.unpack_from(data)
+        if magic != _MAGIC or frames != self.frames or (boot is not None and written_in != boot):
+            return None
+        bits = data[_HEADER.size :]
+        if self.frames % 8 and bits[-1] >> (self.frames % 8):
+            return None
+        return bits

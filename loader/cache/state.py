@@ -1,0 +1,237 @@
+"""What must survive in SQLite: images, the blobs that they use, mounts, and when each was last used.
+
+Which frames are in the cache is not here: that changes with every miss and lies in bitmaps (ready.py).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from erofs_builder.digest import Digest
+from erofs_builder.payload import Form
+
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE images (
+    digest TEXT PRIMARY KEY, name TEXT NOT NULL, source TEXT NOT NULL, size INTEGER NOT NULL,
+    pinned INTEGER NOT NULL DEFAULT 0, added REAL NOT NULL, used REAL NOT NULL
+);
+CREATE TABLE payloads (
+    image TEXT NOT NULL REFERENCES images ON DELETE CASCADE, form TEXT NOT NULL, sha256 TEXT NOT NULL,
+    PRIMARY KEY (image, form)
+);
+CREATE TABLE image_blobs (
+    image TEXT NOT NULL REFERENCES images ON DELETE CASCADE, position INTEGER NOT NULL, blob TEXT NOT NULL,
+    size INTEGER NOT NULL, PRIMARY KEY (image, position)
+);
+CREATE INDEX image_blobs_by_blob ON image_blobs (blob);
+CREATE TABLE names (
+    name TEXT PRIMARY KEY, image TEXT NOT NULL REFERENCES images ON DELETE CASCADE
+);
+CREATE TABLE mounts (
+    target TEXT PRIMARY KEY, image TEXT NOT NULL REFERENCES images, form TEXT NOT NULL, plane TEXT NOT NULL,
+    fsid TEXT, made REAL NOT NULL, boot TEXT NOT NULL
+);
+CREATE TABLE blobs (
+    blob TEXT NOT NULL, form TEXT NOT NULL, used REAL NOT NULL, proven INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (blob, form)
+);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """An image that this node knows. `source` opens its repository again (what `open_image` takes, with a digest)."""
+
+    digest: Digest
+    name: str
+    source: str
+    size: int
+    blobs: tuple[tuple[Digest, int], ...]
+    pinned: bool = False
+    added: float = 0.0
+    used: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class MountRecord:
+    """A mount that this daemon made; `boot` tells whether it can still exist."""
+
+    target: str
+    image: Digest
+    form: Form
+    plane: str
+    fsid: str | None
+    made: float
+    boot: str
+
+
+class State:
+    """The database. Every method is one transaction; safe to call from any thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.execute("PRAGMA foreign_keys = ON")
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+        elif version != _VERSION:
+            raise sqlite3.DatabaseError(f"{path}: schema version {version}, this program knows {_VERSION}")
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    # Images
+
+    def add_image(self, record: ImageRecord, form: Form, payload: Digest) -> None:
+        """Record an image whose payload of one form is stored; its name now means this image."""
+        now, digest = time.time(), str(record.digest)
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO images VALUES (?, ?, ?, ?, 0, ?, ?) ON CONFLICT (digest) DO UPDATE SET "
+                "name = excluded.name, source = excluded.source, used = excluded.used",
+                (digest, record.name, record.source, record.size, now, now),
+            )
+            db.execute("INSERT OR REPLACE INTO payloads VALUES (?, ?, ?)", (digest, form.value, str(payload)))
+            db.execute("INSERT OR REPLACE INTO names VALUES (?, ?)", (record.name, digest))
+            db.executemany(
+                "INSERT OR IGNORE INTO image_blobs VALUES (?, ?, ?, ?)",
+                [(digest, position, str(blob), size) for position, (blob, size) in enumerate(record.blobs)],
+            )
+
+    def images(self) -> list[ImageRecord]:
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT digest, name, source, size, pinned, added, used FROM images ORDER BY added, digest"
+            ).fetchall()
+            blobs = self._db.execute("SELECT image, blob, size FROM image_blobs ORDER BY image, position").fetchall()
+        by_image: dict[str, list[tuple[Digest, int]]] = {}
+        for image, blob, size in blobs:
+            by_image.setdefault(image, []).append((Digest.parse(blob), size))
+        return [
+            ImageRecord(
+                Digest.parse(row[0]), row[1], row[2], row[3], tuple(by_image.get(row[0], ())), bool(row[4]), *row[5:]
+            )
+            for row in rows
+        ]
+
+    def find_image(self, text: str) -> Digest | None:
+        """The image with this name, digest or unambiguous start of the digest's hex."""
+        with self._lock:
+            row = self._db.execute("SELECT image FROM names WHERE name = ?", (text,)).fetchone()
+            if row:
+                return Digest.parse(row[0])
+            start = text.removeprefix("sha256:")
+            if len(start) < 6 or set(start) - set("0123456789abcdef"):
+                return None
+            rows = self._db.execute(
+                "SELECT digest FROM images WHERE digest LIKE ? LIMIT 2", (f"sha256:{start}%",)
+            ).fetchall()
+        return Digest.parse(rows[0][0]) if len(rows) == 1 else None
+
+    def payloads(self, image: Digest) -> dict[Form, Digest]:
+        """The forms whose payload is stored, with the payload file's own digest."""
+        with self._lock:
+            rows = self._db.execute("SELECT form, sha256 FROM payloads WHERE image = ?", (str(image),)).fetchall()
+        return {Form(form): Digest.parse(sha256) for form, sha256 in rows}
+
+    def touch_image(self, image: Digest) -> None:
+        with self._transaction() as db:
+            db.execute("UPDATE images SET used = ? WHERE digest = ?", (time.time(), str(image)))
+
+    def pin_image(self, image: Digest, pinned: bool) -> None:
+        with self._transaction() as db:
+            db.execute("UPDATE images SET pinned = ? WHERE digest = ?", (int(pinned), str(image)))
+
+    def remove_image(self, image: Digest) -> None:
+        with self._transaction() as db:
+            db.execute("DELETE FROM images WHERE digest = ?", (str(image),))
+
+    # Mounts
+
+    def add_mount(self, record: MountRecord) -> None:
+        with self._transaction() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO mounts VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    record.target,
+                    str(record.image),
+                    record.form.value,
+                    record.plane,
+                    record.fsid,
+                    record.made,
+                    record.boot,
+                ),
+            )
+
+    def remove_mount(self, target: str) -> None:
+        with self._transaction() as db:
+            db.execute("DELETE FROM mounts WHERE target = ?", (target,))
+
+    def mounts(self) -> list[MountRecord]:
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT target, image, form, plane, fsid, made, boot FROM mounts ORDER BY made, target"
+            ).fetchall()
+        return [MountRecord(row[0], Digest.parse(row[1]), Form(row[2]), *row[3:]) for row in rows]
+
+    # Blobs
+
+    def touch_blobs(self, blobs: list[tuple[Digest, Form]]) -> None:
+        """These blobs were used just now."""
+        now = time.time()
+        with self._transaction() as db:
+            db.executemany(
+                "INSERT INTO blobs (blob, form, used) VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET used = excluded.used",
+                [(str(blob), form.value, now) for blob, form in blobs],
+            )
+
+    def set_proven(self, blob: Digest, form: Form) -> None:
+        """The complete file was hashed and is the blob."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO blobs VALUES (?, ?, ?, 1) ON CONFLICT DO UPDATE SET proven = 1",
+                (str(blob), form.value, time.time()),
+            )
+
+    def proven(self, blob: Digest, form: Form) -> bool:
+        with self._lock:
+            row = self._db.execute(
+                "SELECT proven FROM blobs WHERE blob = ? AND form = ?", (str(blob), form.value)
+            ).fetchone()
+        return bool(row and row[0])
+
+    def last_used(self) -> dict[tuple[Digest, Form], float]:
+        with self._lock:
+            rows = self._db.execute("SELECT blob, form, used FROM blobs").fetchall()
+        return {(Digest.parse(blob), Form(form)): used for blob, form, used in rows}
+
+    def forget_blob(self, blob: Digest, form: Form) -> None:
+        with self._transaction() as db:
+            db.execute("DELETE FROM blobs WHERE blob = ? AND form = ?", (str(blob), form.value))
+
+    def referenced(self) -> set[Digest]:
+        """Blobs that some image uses."""
+        with self._lock:
+            rows = self._db.execute("SELECT DISTINCT blob FROM image_blobs").fetchall()
+        return {Digest.parse(blob) for (blob,) in rows}

@@ -1,0 +1,164 @@
+"""From the registry into a cache file, meant to be read straight down:
+
+    take a run of frames → fetch its range → verify each frame → [decode] → write → ready → answer whoever waits
+
+Threads, since everything that takes time (sockets, sha256, zstd, pwrite) releases the interpreter's lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+import zstandard
+
+from erofs_builder.digest import Digest
+from erofs_builder.errors import IntegrityError
+from erofs_builder.frames import Frame
+from loader.cache.claims import Flight, FlightTable, Priority, Run
+from loader.errors import LoaderError, NotFoundError, TransientRegistryError
+from loader.worker.counters import Counters
+from loader.worker.sources import Sources
+
+log = logging.getLogger(__name__)
+
+BACKOFF = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)  # seconds before the next attempt
+MAX_REFUSALS = 2  # rounds through all sources after which wrong or missing bytes are believed
+_COUNTED = {
+    Priority.DEMAND: "frames_demanded",
+    Priority.AHEAD: "frames_ahead",
+    Priority.BACKGROUND: "frames_background",
+}
+
+
+class Fetcher:
+    """The fetching threads. `make_room(bytes)` is asked once when a file system is full."""
+
+    def __init__(
+        self, flights: FlightTable, sources: Sources, counters: Counters, make_room: Callable[[int], int]
+    ) -> None:
+        self._flights = flights
+        self._sources = sources
+        self._counters = counters
+        self._make_room = make_room
+        self._local = threading.local()
+        self._threads: list[threading.Thread] = []
+        self.last_errors: dict[str, str] = {}  # by source, for `status`
+
+    def start(self, connections: int) -> None:
+        for number in range(connections):
+            thread = threading.Thread(target=self._serve, name=f"fetch-{number}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def _serve(self) -> None:
+        while run := self._flights.take():
+            try:
+                self._fetch(run)
+            except Exception:  # a bug must not leave readers waiting
+                log.exception("fetching %s failed in an unexpected way", run.flights[0].file)
+                self._flights.fail(run.flights, errno.EIO)
+            finally:
+                self._flights.finish(run)
+
+    def _fetch(self, run: Run) -> None:
+        first, last = run.flights[0], run.flights[-1]
+        table = first.file.table
+        offset = table[first.frame].encoded_offset
+        length = table[last.frame].encoded_offset + table[last.frame].encoded_size - offset
+        source = self._sources.choose(first.file.blob, first.attempts - 1)
+        if source is None:
+            log.error("%s: no image that holds this blob is known any more", first.file)
+            self._flights.fail(run.flights, errno.EIO)
+            return
+        started = time.monotonic()
+        try:
+            raw = memoryview(self._sources.read(source, first.file.blob, offset, length))
+        except NotFoundError as error:
+            self._refused(run.flights, source, error)
+            return
+        except (LoaderError, OSError, IntegrityError) as error:
+            self._failed(run, source, offset, length, error)
+            return
+        self._counters.add("fetches")
+        self._counters.add("fetched_bytes", length)
+        self._counters.add_seconds("fetch_seconds", time.monotonic() - started)
+        for flight in run.flights:
+            frame = table[flight.frame]
+            self._store(flight, frame, raw[frame.encoded_offset - offset :][: frame.encoded_size], run.priority, source)
+
+    def _store(self, flight: Flight, frame: Frame, encoded: memoryview, priority: Priority, source: str) -> None:
+        try:
+            Digest(frame.digest).verify(encoded, f"frame {frame.number} of {flight.file}")
+            data = self._decoded(frame, encoded) if flight.file.decoded else encoded
+        except IntegrityError as error:
+            self._counters.add("corrupt_frames")
+            self._refused([flight], source, error)
+            return
+        try:
+            self._write(flight, frame, data)
+        except OSError as error:
+            self._counters.add("write_errors")
+            log.error("cannot write frame %d of %s: %s", frame.number, flight.file, error)
+            self._flights.fail([flight], errno.ENOSPC if error.errno in (errno.ENOSPC, errno.EDQUOT) else errno.EIO)
+            return
+        self._counters.add(_COUNTED[priority])
+        self._counters.add("written_bytes", len(data))
+        self._flights.land(flight)
+
+    def _write(self, flight: Flight, frame: Frame, data: bytes | memoryview) -> None:
+        try:
+            flight.file.write(frame, data)
+        except OSError as error:
+            # cachefiles says ENOBUFS when the file system is nearly full, or when the object is gone.
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENOBUFS) or not self._make_room(len(data)):
+                raise
+            flight.file.write(frame, data)
+
+    def _decoded(self, frame: Frame, encoded: memoryview) -> bytes:
+        """A verified frame's plain bytes, never more than the frame table says."""
+        decompressor: zstandard.ZstdDecompressor | None = getattr(self._local, "decompressor", None)
+        if decompressor is None:
+            decompressor = self._local.decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 23)
+        try:
+            size = zstandard.frame_content_size(encoded)
+            if size != frame.decoded_size:
+                raise IntegrityError(f"frame {frame.number} says it decodes to {size} bytes, not {frame.decoded_size}")
+            return decompressor.decompress(encoded)
+        except zstandard.ZstdError as error:
+            raise IntegrityError(f"frame {frame.number} does not decode: {error}") from None
+
+    def _refused(self, flights: list[Flight], source: str, error: Exception) -> None:
+        """Bytes are wrong or not there: ask the other sources, then believe it."""
+        self._note(source, error)
+        rounds = MAX_REFUSALS * max(1, self._sources.count(flights[0].file.blob))
+        for flight in flights:
+            flight.refusals += 1
+        final = [flight for flight in flights if flight.refusals >= rounds]
+        if final:
+            log.error("giving up frames of %s: %s", flights[0].file, error)
+            self._flights.fail(final, errno.EIO)
+        self._flights.retry([flight for flight in flights if flight.refusals < rounds], 0.0)
+
+    def _failed(self, run: Run, source: str, offset: int, length: int, error: Exception) -> None:
+        """The source cannot answer now: hold the readers and try the next one, later and later."""
+        self._note(source, error)
+        self._counters.add("fetch_retries")
+        flights, attempts = run.flights, run.flights[0].attempts
+        delay = 0.0
+        if attempts % max(1, self._sources.count(flights[0].file.blob)) == 0:
+            delay = BACKOFF[min(attempts, len(BACKOFF)) - 1]
+        if isinstance(error, TransientRegistryError) and error.retry_after:
+            delay = max(delay, min(error.retry_after, 30.0))
+        log.warning(
+            "%s: bytes %d+%d from %s: %s; attempt %d, next in %.2f s",
+            flights[0].file, offset, length, source, error, attempts, delay,
+        )  # fmt: skip
+        self._flights.retry(flights, delay)
+
+    def _note(self, source: str, error: Exception) -> None:
+        self._counters.add("source_errors")
+        self.last_errors[source] = str(error)

@@ -1,0 +1,198 @@
+"""The kernel's objects, as the keeper names them, and the cache files behind them."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from erofs_builder.digest import Digest
+from erofs_builder.errors import FormatError
+from erofs_builder.payload import Form, device_tag
+from loader.cache.files import CacheFile, load_table
+from loader.cache.layout import Layout
+from loader.cache.ready import ReadyMap
+from loader.cache.writer import BufferedWriter, DirectWriter, Writer
+
+log = logging.getLogger(__name__)
+
+
+class MetadataObject:
+    """cachefiles: an image's metadata, which lies whole on this node and is copied in at the first READ."""
+
+    def __init__(self, payload: Path, writer: DirectWriter) -> None:
+        self.payload = payload
+        self.writer = writer
+        self._lock = threading.Lock()
+        self._written = False
+
+    @property
+    def size(self) -> int:
+        return self.payload.stat().st_size
+
+    def fill(self) -> None:
+        """Write all of it, once."""
+        with self._lock:
+            if not self._written:
+                with self.payload.open("rb") as stream:
+                    offset = 0
+                    while block := stream.read(1 << 20):
+                        self.writer.write(offset, block)
+                        offset += len(block)
+                self._written = True
+
+
+@dataclass(slots=True)
+class Object:
+    """One object of the kernel."""
+
+    number: int
+    plane: str
+    file: CacheFile | None = None
+    metadata: MetadataObject | None = None
+
+    def close(self) -> None:
+        if self.metadata is not None:
+            self.metadata.writer.close()
+        if self.file is not None and self.file.object == self.number:
+            self.file.detach()
+
+
+class Objects:
+    """Objects by number, cache files by key. Thread-safe; a descriptor belongs to its object and is closed with it.
+
+    `find_payload(fsid)` gives an image's payload file, `find_tag(tag)` the blob and form of a device slot's tag.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        find_payload: Callable[[str], Path | None],
+        find_tag: Callable[[str], tuple[Form, Digest] | None],
+    ) -> None:
+        self._layout = layout
+        self._find_payload = find_payload
+        self._find_tag = find_tag
+        self._lock = threading.Lock()
+        self._objects: dict[int, Object] = {}
+        self._files: dict[str, CacheFile] = {}
+
+    def get(self, number: int) -> Object | None:
+        return self._objects.get(number)
+
+    def files(self) -> list[CacheFile]:
+        """All open cache files."""
+        with self._lock:
+            return list(self._files.values())
+
+    def file(self, form: Form, blob: Digest) -> CacheFile | None:
+        """fanotify: the open cache file of a blob."""
+        return self._files.get(blob_key(form, blob))
+
+    def files_of(self, form: Form, blob: Digest) -> list[CacheFile]:
+        """Every open cache file of a blob in a form: one with fanotify, one per volume with cachefiles."""
+        with self._lock:
+            return [file for file in self._files.values() if file.blob == blob and file.form is form and file.writer]
+
+    def add_fanotify(self, number: int, form: Form, blob: Digest, fd: int) -> CacheFile:
+        """A marked cache file of ours; its descriptor, taken over in any case, was opened before the mark."""
+        key, writer = blob_key(form, blob), BufferedWriter(fd)
+        try:
+            file = self._files.get(key)
+            if file is None:
+                table = load_table(self._layout, form, blob)
+                ready = ReadyMap(self._layout.blob(blob, form), len(table), self._layout.tmp)
+                file = CacheFile(key, form, table, ready, trusted=True)
+        except BaseException:
+            writer.close()
+            raise
+        self._install(Object(number, "fanotify", file), file, writer)
+        return file
+
+    def add_cachefiles(self, number: int, volume: str, cookie: str, fd: int) -> int:
+        """An object that the kernel opened; its size, or -errno. The descriptor is taken over in any case."""
+        writer = DirectWriter(fd)
+        try:
+            payload = self._find_payload(cookie)
+            if payload is not None:
+                metadata = MetadataObject(payload, writer)
+                self._install(Object(number, "cachefiles", None, metadata), None, writer)
+                return metadata.size
+            file = self._open_cachefiles(volume, cookie)
+        except (FormatError, OSError) as error:
+            log.error("cannot open %s in %s: %s", cookie, volume, error)
+            writer.close()
+            return -errno.EIO
+        if file is None:
+            writer.close()
+            return -errno.ENOENT
+        self._install(Object(number, "cachefiles", file), file, writer)
+        return file.size
+
+    def _open_cachefiles(self, volume: str, cookie: str) -> CacheFile | None:
+        found = self._find_tag(cookie)
+        if found is None:
+            return None
+        form, blob = found
+        table = load_table(self._layout, form, blob)
+        directory = self._layout.object(hashlib.sha256(f"{volume}\0{cookie}".encode()).hexdigest())
+        return CacheFile(
+            f"{volume}/{cookie}", form, table, ReadyMap(directory, len(table), self._layout.tmp), trusted=False
+        )
+
+    def _install(self, item: Object, file: CacheFile | None, writer: Writer) -> None:
+        """Make an object known; one of the same number or cache file ends."""
+        with self._lock:
+            ended = [self._objects.pop(item.number, None)]
+            if file is not None:
+                old = self._files.get(file.key)
+                if old is not None and old.object is not None:
+                    ended.append(self._objects.pop(old.object, None))
+                self._files[file.key] = file
+            self._objects[item.number] = item
+        for previous in ended:
+            if previous is not None:
+                previous.close()
+        if file is not None:
+            file.writer, file.object = writer, item.number
+
+    def close(self, number: int) -> CacheFile | None:
+        """The object is gone; its cache file, if it was one, is closed and returned."""
+        with self._lock:
+            item = self._objects.pop(number, None)
+            file = item.file if item else None
+            if file is not None and self._files.get(file.key) is file and file.object == number:
+                del self._files[file.key]
+        if item is not None:
+            item.close()
+        return file
+
+    def add_from_keeper(self, body: dict[str, Any], fd: int) -> None:
+        """An OBJECT packet: what an earlier worker had open."""
+        number = int(body["object"])
+        try:
+            if body["plane"] == "cachefiles":
+                size = self.add_cachefiles(number, str(body["volume"]), str(body["cookie"]), fd)
+                if size < 0:
+                    log.error("object %d (%s) is not known any more", number, body["cookie"])
+                return
+            form_name, _, blob_hex = str(body["name"]).partition("/")
+            file = self.add_fanotify(number, Form(form_name), Digest(bytes.fromhex(blob_hex)), fd)
+            file.completed = bool(body.get("complete"))
+        except (FormatError, KeyError, ValueError, OSError) as error:
+            log.error("object %d cannot be served: %s", number, error)
+
+
+def blob_key(form: Form, blob: Digest) -> str:
+    """The name of a blob's cache file with the keeper, and of its directory."""
+    return f"{form.value}/{blob.hex}"
+
+
+def tags(blobs: set[Digest]) -> dict[str, tuple[Form, Digest]]:
+    """Device slot tags of blobs in both forms."""
+    return {device_tag(form, blob): (form, blob) for blob in blobs for form in Form}

@@ -1,0 +1,80 @@
+"""Where a blob can be fetched from: the repositories of all images that hold it, the healthy ones first."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from erofs_builder.digest import Digest
+from loader.errors import NotFoundError
+from loader.registry.base import ImageSource
+
+PENALTY = 10.0  # seconds for which a source that failed comes last
+
+
+class Sources:
+    """Repositories by name, opened when first needed and kept with their connections. Thread-safe."""
+
+    def __init__(self, open_source: Callable[[str], ImageSource]) -> None:
+        self._open_source = open_source
+        self._lock = threading.Lock()
+        self._by_blob: dict[Digest, list[str]] = {}
+        self._opened: dict[str, ImageSource] = {}
+        self._failed: dict[str, float] = {}
+
+    def add(self, source: str, blobs: Iterable[Digest]) -> None:
+        """`source` (a repository, as `open_image` takes it) holds these blobs."""
+        with self._lock:
+            for blob in blobs:
+                known = self._by_blob.setdefault(blob, [])
+                if source not in known:
+                    known.append(source)
+
+    def clear(self) -> None:
+        """Forget which source holds what (it is about to be told anew)."""
+        with self._lock:
+            self._by_blob = {}
+
+    def count(self, blob: Digest) -> int:
+        return len(self._by_blob.get(blob, ()))
+
+    def choose(self, blob: Digest, attempt: int) -> str | None:
+        """The source for the given attempt (from 0); None if no source is known."""
+        with self._lock:
+            known = self._by_blob.get(blob)
+            if not known:
+                return None
+            now = time.monotonic()
+            healthy = sorted(known, key=lambda source: self._failed.get(source, 0.0) > now - PENALTY)
+        return healthy[attempt % len(healthy)]
+
+    def open(self, source: str) -> ImageSource:
+        """The opened repository; raises what opening raises."""
+        with self._lock:
+            opened = self._opened.get(source)
+        if opened is None:
+            fresh = self._open_source(source)
+            with self._lock:
+                opened = self._opened.setdefault(source, fresh)
+            if opened is not fresh:
+                fresh.close()
+        return opened
+
+    def read(self, source: str, blob: Digest, offset: int, length: int) -> bytes:
+        """A range of a blob, unverified; a failure is remembered against the source."""
+        try:
+            data = self.open(source).read_range(blob, offset, length)
+            if len(data) != length:
+                raise NotFoundError(f"{source}: {len(data)} bytes of {blob} at {offset}, expected {length}")
+        except Exception:
+            with self._lock:
+                self._failed[source] = time.monotonic()
+            raise
+        return data
+
+    def close(self) -> None:
+        with self._lock:
+            opened, self._opened = list(self._opened.values()), {}
+        for source in opened:
+            source.close()
