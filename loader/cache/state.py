@@ -129,10 +129,8 @@ class State:
         for image, blob, size in blobs:
             by_image.setdefault(image, []).append((Digest.parse(blob), size))
         return [
-            ImageRecord(
-                Digest.parse(row[0]), row[1], row[2], row[3], tuple(by_image.get(row[0], ())), bool(row[4]), *row[5:]
-            )
-            for row in rows
+            ImageRecord(Digest.parse(digest), name, source, size, tuple(by_image.get(digest, ())), bool(pinned), *times)
+            for digest, name, source, size, pinned, *times in rows
         ]
 
     def find_image(self, text: str) -> Digest | None:

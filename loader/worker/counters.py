@@ -46,6 +46,5 @@ class Counters:
     def snapshot(self) -> dict[str, int | float]:
         """All counters, also those that are still zero."""
         with self._lock:
-            return {
-                name: round(self._seconds[name], 3) if name in self._seconds else self._values[name] for name in NAMES
-            }
+            values = {**self._values, **{name: round(seconds, 3) for name, seconds in self._seconds.items()}}
+        return {name: values.get(name, 0) for name in NAMES}
