@@ -1,0 +1,52 @@
+"""From a reference to the artifact: itself, or through the referrers of the source image."""
+
+from __future__ import annotations
+
+from erofs_builder.errors import ArtifactError
+from loader.artifact import ARTIFACT_TYPE, Artifact
+from loader.errors import NotFoundError
+from loader.registry.base import Descriptor, ImageSource
+from loader.registry.documents import INDEX_TYPES, host_platform, index_entries, parse_document, select_platform
+
+
+def find_artifact(source: ImageSource, reference: str, platform: str | None = None) -> tuple[Descriptor, Artifact]:
+    """The artifact that `reference` names, or that refers to the image that it names.
+
+    Of an index (of images or of artifacts) the entry for `platform` is taken (default: this machine's).
+    NotFoundError if the image was never converted.
+    """
+    wanted = platform or host_platform()
+    descriptor = source.resolve(reference)
+    artifact = _as_artifact(source, descriptor, wanted)
+    if artifact is not None:
+        return artifact
+    if descriptor.media_type in INDEX_TYPES:
+        for referrer in reversed(source.referrers(descriptor.digest, ARTIFACT_TYPE)):
+            artifact = _as_artifact(source, referrer, wanted)
+            if artifact is not None:
+                return artifact
+        entries = index_entries(source.manifest(descriptor), f"{source}@{descriptor.digest}")
+        descriptor = select_platform(entries, wanted, f"{source}")
+    for referrer in reversed(source.referrers(descriptor.digest, ARTIFACT_TYPE)):
+        artifact = _as_artifact(source, referrer, wanted)
+        if artifact is not None:
+            return artifact
+    raise NotFoundError(
+        f"{source}@{descriptor.digest}: this image has no erofs-ondemand artifact",
+        "convert it first: erofs-builder convert SOURCE TARGET",
+    )
+
+
+def _as_artifact(source: ImageSource, descriptor: Descriptor, platform: str) -> tuple[Descriptor, Artifact] | None:
+    """The artifact behind a descriptor: a manifest of ours, or an index of such; None if it is something else."""
+    data = source.manifest(descriptor)
+    document = parse_document(data, f"{source}@{descriptor.digest}")
+    if document.get("artifactType") != ARTIFACT_TYPE:
+        return None
+    if descriptor.media_type not in INDEX_TYPES:
+        return descriptor, Artifact.decode(data)
+    entry = select_platform(index_entries(data, f"{source}@{descriptor.digest}"), platform, f"{source}")
+    data = source.manifest(entry)
+    if parse_document(data, f"{source}@{entry.digest}").get("artifactType") != ARTIFACT_TYPE:
+        raise ArtifactError(f"{source}@{descriptor.digest}: an index of artifacts that holds something else")
+    return entry, Artifact.decode(data)

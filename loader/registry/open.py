@@ -1,0 +1,45 @@
+"""Open whatever a reference names as a source or target of images."""
+
+from __future__ import annotations
+
+from loader.errors import UsageError
+from loader.registry.archive import DockerArchive, OciArchive
+from loader.registry.base import ImageSource, ImageTarget
+from loader.registry.client import Registry
+from loader.registry.config import RegistryConfig
+from loader.registry.layout import Layout
+from loader.registry.reference import (
+    DockerArchiveReference,
+    LayoutReference,
+    Reference,
+    RegistryReference,
+    parse_reference,
+)
+
+
+def open_image(text: str, config: RegistryConfig) -> tuple[ImageSource, str]:
+    """The source that a reference names, and what to `resolve` there. The caller closes the source."""
+    return open_reference(parse_reference(text), config)
+
+
+def open_reference(reference: Reference, config: RegistryConfig) -> tuple[ImageSource, str]:
+    """`open_image` for a parsed reference; UsageError for a directory tree, which is no image yet."""
+    if isinstance(reference, RegistryReference):
+        return Registry(reference.host, reference.repository, config), reference.name
+    if isinstance(reference, LayoutReference):
+        if reference.scheme == "oci-archive":
+            return OciArchive(reference.path), reference.name
+        return Layout(reference.path), reference.name
+    if isinstance(reference, DockerArchiveReference):
+        return DockerArchive(reference.path), reference.name
+    raise UsageError(f"{reference}: a directory is not an image", "convert it first: erofs-builder convert")
+
+
+def open_target(text: str, config: RegistryConfig) -> tuple[ImageTarget, str | None]:
+    """The target that a reference names, and the tag to write there (None: none). The caller closes it."""
+    reference = parse_reference(text)
+    if isinstance(reference, RegistryReference) and reference.digest is None:
+        return Registry(reference.host, reference.repository, config), reference.name
+    if isinstance(reference, LayoutReference) and reference.scheme == "oci" and reference.digest is None:
+        return Layout(reference.path, create=True), reference.tag
+    raise UsageError(f"{text}: cannot be written to", "a target is docker://HOST/REPOSITORY:TAG or oci:DIR[:TAG]")

@@ -1,0 +1,233 @@
+"""HTTP behind one seam: the client speaks to a `Transport`, tests give it another one.
+
+A transport sends one request and returns the answer as it came: it follows no redirect, repeats nothing that could
+have had an effect, and adds no credentials. Errors never quote a query string (signed URLs carry secrets there).
+"""
+
+from __future__ import annotations
+
+import ssl
+import threading
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import urllib3
+from urllib3.exceptions import HTTPError, LocationParseError, NewConnectionError, ProtocolError, SSLError
+
+from loader.errors import RegistryError, TransientRegistryError, UsageError
+from loader.registry.config import RegistryConfig
+
+USER_AGENT = "erofs-ondemand/0.1"
+_POOL_SIZE = 64  # kept connections per host: as many as readers may wait at once
+
+
+class PlainHttpError(RegistryError):
+    """The server answered a TLS handshake with something else: it probably speaks plain HTTP."""
+
+
+class UnreachableError(TransientRegistryError):
+    """No connection could be made."""
+
+
+@dataclass(slots=True)
+class HttpRequest:
+    """One request. An iterator as body needs a Content-Length header."""
+
+    method: str
+    url: str
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes | Iterator[bytes] | None = None
+
+
+class HttpResponse(Protocol):
+    """One answer; `close` after the last read, whether or not the body was read whole."""
+
+    status: int
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Case-insensitive."""
+        ...
+
+    def read(self, amount: int | None = None, /) -> bytes:
+        """Up to `amount` bytes, empty at the end; TransientRegistryError if the body breaks off."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Transport(Protocol):
+    """Where requests go."""
+
+    def send(self, request: HttpRequest) -> HttpResponse: ...
+
+    def close(self) -> None: ...
+
+
+def public_url(url: str) -> str:
+    """A URL as a message may show it: without credentials and query."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+class PooledTransport:
+    """urllib3 with kept connections, proxies from the environment and per-host TLS settings. Thread-safe."""
+
+    def __init__(self, config: RegistryConfig) -> None:
+        self._config = config
+        self._lock = threading.Lock()
+        self._pools: dict[tuple[str, str], urllib3.PoolManager] = {}
+
+    def send(self, request: HttpRequest) -> HttpResponse:
+        """Send one request; a kept connection that turns out to be dead is replaced once where that is harmless."""
+        harmless = request.method in ("GET", "HEAD") and request.body is None
+        try:
+            return self._send(request)
+        except _StaleConnection:
+            if not harmless:
+                raise
+        return self._send(request)
+
+    def close(self) -> None:
+        with self._lock:
+            pools, self._pools = list(self._pools.values()), {}
+        for pool in pools:
+            pool.clear()
+
+    def _send(self, request: HttpRequest) -> HttpResponse:
+        with mapped_errors(request.url):
+            raw = self._pool(request.url).request(
+                request.method,
+                request.url,
+                body=request.body,
+                headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **request.headers},
+                retries=False,
+                redirect=False,
+                preload_content=False,
+                decode_content=False,
+            )
+            return _PooledResponse(raw, request.url)
+
+    def _pool(self, url: str) -> urllib3.PoolManager:
+        parts = urlsplit(url)
+        key = (parts.scheme, parts.netloc)
+        pool = self._pools.get(key)
+        if pool is None:
+            with self._lock:
+                pool = self._pools.get(key)
+                if pool is None:
+                    pool = self._pools[key] = self._make_pool(parts.scheme, parts.netloc)
+        return pool
+
+    def _make_pool(self, scheme: str, netloc: str) -> urllib3.PoolManager:
+        host = self._config.host(netloc)
+        timeout = urllib3.Timeout(connect=host.connect_timeout, read=host.timeout)
+        context = _tls_context(host.ca_file, host.insecure) if scheme == "https" else None
+        proxy = urllib.request.getproxies_environment().get(scheme)
+        bypass = urllib.request.proxy_bypass(netloc)
+        if proxy and not bypass:
+            proxy_url = proxy if "://" in proxy else f"http://{proxy}"
+            return urllib3.ProxyManager(
+                proxy_url,
+                proxy_headers=_proxy_headers(proxy_url),
+                maxsize=_POOL_SIZE,
+                timeout=timeout,
+                ssl_context=context,
+            )
+        return urllib3.PoolManager(maxsize=_POOL_SIZE, timeout=timeout, ssl_context=context)
+
+
+class _StaleConnection(TransientRegistryError):
+    """The connection broke before an answer came."""
+
+
+class _PooledResponse:
+    """urllib3's answer with our errors."""
+
+    def __init__(self, raw: urllib3.BaseHTTPResponse, url: str) -> None:
+        self.status = raw.status
+        self._raw = raw
+        self._url = url
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self._raw.headers
+
+    def read(self, amount: int | None = None, /) -> bytes:
+        with mapped_errors(self._url):
+            return self._raw.read(amount)
+
+    def close(self) -> None:
+        # A body that was read whole has given its connection back already; any other connection is of no more use.
+        self._raw.close()
+        self._raw.release_conn()
+
+
+@contextmanager
+def mapped_errors(url: str) -> Iterator[None]:
+    """Turn what urllib3 raises into our errors."""
+    shown = public_url(url)
+    try:
+        yield
+    except LocationParseError:
+        raise RegistryError(f"{shown}: not a URL") from None
+    except SSLError as error:
+        raise _tls_error(shown, error) from None
+    except NewConnectionError as error:
+        raise UnreachableError(f"{shown}: cannot connect ({_reason(error)})") from None
+    except ProtocolError as error:
+        raise _StaleConnection(f"{shown}: the connection broke ({_reason(error)})") from None
+    except urllib3.exceptions.TimeoutError as error:
+        kind = UnreachableError if isinstance(error, urllib3.exceptions.ConnectTimeoutError) else TransientRegistryError
+        raise kind(f"{shown}: timed out") from None
+    except urllib3.exceptions.ProxyError as error:
+        raise UnreachableError(
+            f"{shown}: the proxy cannot be reached ({_reason(error)})", "check HTTPS_PROXY"
+        ) from None
+    except (HTTPError, OSError) as error:
+        raise TransientRegistryError(f"{shown}: {type(error).__name__}") from None
+
+
+def _tls_error(shown: str, error: SSLError) -> RegistryError:
+    text = str(error)
+    if "WRONG_VERSION_NUMBER" in text or "HTTP_REQUEST" in text or "record layer failure" in text.lower():
+        return PlainHttpError(f"{shown}: the server does not speak TLS", "use --insecure for a plain HTTP registry")
+    if "CERTIFICATE_VERIFY_FAILED" in text or "certificate verify failed" in text or "doesn't match" in text:
+        return RegistryError(
+            f"{shown}: the server's certificate is not trusted",
+            "set ca_file for this host in the configuration, or use --insecure",
+        )
+    return TransientRegistryError(f"{shown}: TLS failed")
+
+
+def _reason(error: Exception) -> str:
+    inner: BaseException = error
+    while inner.__cause__ is not None:
+        inner = inner.__cause__
+    if isinstance(inner, OSError) and inner.strerror:
+        return inner.strerror
+    return str(inner.args[0])[:120] if inner.args and isinstance(inner.args[0], str) else type(inner).__name__
+
+
+def _tls_context(ca_file: str | None, insecure: bool) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context()
+        if ca_file:
+            context.load_verify_locations(ca_file)  # in addition to the system's
+    except (OSError, ssl.SSLError) as error:
+        raise UsageError(f"ca_file {ca_file}: {error}") from None
+    if insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _proxy_headers(proxy: str) -> dict[str, str]:
+    parts = urlsplit(proxy)
+    if not parts.username:
+        return {}
+    return dict(urllib3.make_headers(proxy_basic_auth=f"{parts.username}:{parts.password or ''}"))
