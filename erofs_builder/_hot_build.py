@@ -8,12 +8,13 @@ ffibuilder = FFI()
 ffibuilder.cdef(
     """
     uint32_t eod_crc32c(uint32_t state, const uint8_t *data, size_t length);
+    int eod_tar_header(const uint8_t *block, int64_t *out);
     """
 )
 ffibuilder.set_source(
     "erofs_builder._hot",
     '#include "hot.h"',
-    sources=["erofs_builder/csrc/hot.c"],
+    sources=["erofs_builder/csrc/hot.c", "erofs_builder/csrc/tar.c"],
     include_dirs=["erofs_builder/csrc"],
     extra_compile_args=["-O3", "-Wall", "-Wextra", "-Wno-unused-parameter"],
 )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import struct
+
 from erofs_builder._hot import ffi, lib
+
+_TAR_FIELDS = struct.Struct("=11q")
 
 
 def crc32c_state(state: int, data: bytes | bytearray | memoryview) -> int:
@@ -14,3 +18,16 @@ def crc32c_state(state: int, data: bytes | bytearray | memoryview) -> int:
 def crc32c(data: bytes | bytearray | memoryview) -> int:
     """The standard CRC-32C of bytes (initial and final inversion)."""
     return crc32c_state(0xFFFFFFFF, data) ^ 0xFFFFFFFF
+
+
+def parse_tar_header(block: bytes | memoryview) -> tuple[int, tuple[int, ...]]:
+    """Status and fields of one 512-byte tar header.
+
+    Status: 0 it is one, 1 all zeros, -1 wrong checksum, -2-i number i malformed. Fields: mode, uid, gid, size, mtime,
+    devmajor, devminor, the lengths in use of name, linkname and ustar prefix, and the type byte.
+    """
+    if len(block) != 512:
+        raise ValueError("a tar header has 512 bytes")
+    fields = bytearray(_TAR_FIELDS.size)
+    status: int = lib.eod_tar_header(ffi.from_buffer(block), ffi.from_buffer("int64_t[]", fields))
+    return status, _TAR_FIELDS.unpack(fields)

@@ -8,4 +8,8 @@
 /* CRC-32C (Castagnoli, reflected) without initial and final inversion: the caller passes and gets the raw state. */
 uint32_t eod_crc32c(uint32_t state, const uint8_t *data, size_t length);
 
+/* Parse one 512-byte tar header. Returns 0, 1 (all zeros), -1 (checksum), or -2-i (number i is malformed).
+   out: mode, uid, gid, size, mtime, devmajor, devminor, then the lengths of name, linkname and prefix, then the type. */
+int eod_tar_header(const uint8_t *block, int64_t *out);
+
 #endif
