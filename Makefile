@@ -1,0 +1,46 @@
+# Tasks of a checkout. `make demo` and `make test` prepare what they need (scripts/setup.sh).
+
+PYTHON := .venv/bin/python
+SOURCES := loader erofs_builder cachefiles fanotify mounts tests bench
+
+.PHONY: help setup demo test unit-test vm-test lint bench clean
+
+help:
+	@echo "make setup      packages, .venv, erofs-utils 1.9"
+	@echo "make demo       a Debian image, a registry, a slow link: mounted and started lazily, against a full pull"
+	@echo "make test       the whole test suite (root; the kernels of the vm tests are built once and kept)"
+	@echo "make unit-test  what needs neither root nor a virtual machine: seconds"
+	@echo "make vm-test    only the tests in virtual machines"
+	@echo "make lint       ruff, mypy, codespell"
+	@echo "make bench      side by side with the peers"
+	@echo "make clean      remove what was built here (the cache outside stays)"
+
+setup:
+	@scripts/setup.sh
+
+demo: setup
+	@$(PYTHON) -m bench.demo
+
+test: setup
+	$(PYTHON) -m pytest
+
+unit-test:
+	$(PYTHON) -m pytest -m "not root and not vm and not slow"
+
+vm-test: setup
+	$(PYTHON) -m pytest -m vm
+
+lint:
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+	$(PYTHON) -m mypy tests bench
+	$(PYTHON) -m codespell_lib $(SOURCES) docs README.md
+
+bench: setup
+	$(PYTHON) -m bench.run
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +
+	find $(SOURCES) -name '*.so' -delete
