@@ -1,0 +1,140 @@
+"""What both commands share: the ladder from errors to exit codes, output for people and for programs.
+
+Codes: 0 ok, 1 failed, 2 usage, 10 not found, 11 registry refused, 12 integrity, 13 kernel lacks support, 14 busy,
+15 bad image, 130 interrupted, 143 terminated (docs/exit-codes.md).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from erofs_builder.errors import FormatError, IntegrityError
+from loader.errors import LoaderError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def run(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and end the process with the code of what came of it. Tracebacks are for bugs only."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    signal.signal(signal.SIGTERM, _terminate)  # so that temporary files go
+    try:
+        result = command.main(args=words, prog_name=name, standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(result if isinstance(result, int) else 0)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output has enough; the interpreter must not complain about it when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        sys.exit(report(error, "--json" in words))
+
+
+def report(error: Exception, as_json: bool = False) -> int:
+    """Tell an error on stderr, as people or (one JSON object) as programs want it; its exit code."""
+    code, message, hint = explain(error)
+    if as_json:
+        document = {"message_type": "exit_error", "code": code, "message": message}
+        print(json.dumps({**document, "hint": hint} if hint else document), file=sys.stderr)
+    elif isinstance(error, click.ClickException):
+        error.show()
+    else:
+        print(f"error: {message}", file=sys.stderr)
+        if hint:
+            print(f"hint: {hint}", file=sys.stderr)
+    if code == 1 and not isinstance(error, LoaderError | OSError) and not as_json:
+        traceback.print_exception(error)
+    return code
+
+
+def explain(error: Exception) -> tuple[int, str, str | None]:
+    """Exit code, message and remedy of an error."""
+    if isinstance(error, click.ClickException):
+        return error.exit_code, error.format_message(), None
+    if isinstance(error, LoaderError):
+        return error.exit_code, str(error), error.hint
+    if isinstance(error, FormatError | IntegrityError):
+        return error.exit_code, str(error), getattr(error, "hint", None)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        remedy = "set TMPDIR to a larger disk" if error.errno == errno.ENOSPC else None
+        return 1, f"{where}{error.strerror or error}", remedy
+    return 1, f"this is a bug: {type(error).__name__}: {error}", None
+
+
+def _terminate(number: int, _frame: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
+def json_option(function: F) -> F:
+    """`--json`: the result as one JSON document on stdout, errors as one JSON object on stderr."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+
+
+def insecure_option(function: F) -> F:
+    """`--insecure`: registries over plain HTTP or with certificates that nobody checks."""
+    return click.option(
+        "--insecure", is_flag=True, help="Accept registries over plain HTTP and certificates that are not trusted."
+    )(function)
+
+
+def verbose_option(function: F) -> F:
+    """`-v`: log to stderr, twice for debugging."""
+
+    def start(_context: click.Context, _parameter: click.Parameter, count: int) -> None:
+        level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(count, 2)]
+        logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+        logging.getLogger("urllib3").setLevel(logging.WARNING)  # its debug lines quote URLs with secrets
+
+    return click.option(
+        "-v", "--verbose", count=True, expose_value=False, callback=start, help="Log more; twice for debugging."
+    )(function)
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout."""
+    click.echo(json.dumps(document, indent=2, ensure_ascii=True))
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[int] = ()) -> None:
+    """Columns of even width; those whose numbers are in `right` are aligned to the right."""
+    table = [tuple(header), *(tuple(str(cell) for cell in row) for row in rows)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+    for row in table:
+        cells = [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        click.echo("  ".join(cells).rstrip())
+
+
+def human_size(count: float) -> str:
+    """A number of bytes for people: 982 B, 14.2 kB, 520 MB."""
+    if count < 1000:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB", "GB", "TB"):
+        count /= 1000
+        if count < 999.5 or unit == "TB":
+            return f"{count:.1f} {unit}" if count < 99.95 else f"{count:.0f} {unit}"
+    raise AssertionError
+
+
+def percent(part: float, whole: float) -> str:
+    """A share in percent; a dash of nothing."""
+    return f"{100 * part / whole:.1f} %" if whole else "-"
