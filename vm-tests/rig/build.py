@@ -1,9 +1,9 @@
 """Get a kernel of the table into the cache: build it from Debian's source, or unpack Debian's own.
 
 A cache entry is a directory `NAME/VERSION-KEY/` with `vmlinuz` and `config`; a kernel built here has `dropped` too
-(symbols asked for that it does not have), a stock one `modules/` and `load` (their order). KEY is a digest over the config
-fragments and the compiler's version, or over the list of modules. An entry appears by one rename, so a broken build
-leaves none.
+(symbols asked for that it does not have), a stock one `modules/` and `load` (their order). KEY is a digest over the
+config fragments and the compiler's version, or over the list of modules. An entry appears by one rename, so a broken
+build leaves none.
 """
 
 from __future__ import annotations
