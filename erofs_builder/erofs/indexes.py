@@ -1,0 +1,209 @@
+"""The encoded form of regular files: the kernel's classic full index, and the packed inode for what shares frames.
+
+A frame is a physical cluster. Its first block of the file has a HEAD record with the frame's address, the others
+NONHEAD records with the distances to this and to the next head; the first NONHEAD says how many blocks the frame takes
+where it lies. Files that share frames are ranges (fragments) of one hidden file, the packed inode, which is written the
+same way.
+"""
+
+from __future__ import annotations
+
+import stat
+from array import array
+from functools import lru_cache
+
+from erofs_builder.erofs.layout import (
+    BLOCK,
+    BLOCK_BITS,
+    INODE_COMPRESSED_FULL,
+    Z_ADVISE_BIG_PCLUSTER_1,
+    Z_ADVISE_FRAGMENT_PCLUSTER,
+    Z_COMPRESSION_ZSTD,
+    Z_FRAGMENT_WHOLE,
+    Z_INDEX_OFFSET,
+    Z_LCLUSTER_HEAD1,
+    Z_LCLUSTER_INDEX,
+    Z_LCLUSTER_NONHEAD,
+    Z_LCLUSTER_NONHEAD_INDEX,
+    Z_LI_D0_CBLKCNT,
+    Z_LI_PARTIAL_REF,
+    Z_MAP_HEADER,
+    blocks_of,
+)
+from erofs_builder.erofs.regular import (
+    EMPTY,
+    EMPTY_BODY,
+    HOLE,
+    SPARSE_INDEX_MAX,
+    Body,
+    check_extents,
+    data_blocks,
+    hole_body,
+    is_hole,
+)
+from erofs_builder.erofs.zeros import ZERO_FRAME_BLOCKS
+from erofs_builder.errors import UnsupportedError
+from erofs_builder.frames import Frame
+from erofs_builder.model import Blob, Extent, Node
+
+_SHARED = 2  # saturating count of files in a frame
+_NOT_PACKED = -1
+
+
+class EncodedFiles:
+    """Implements regular.Files for the encoded form."""
+
+    def __init__(self) -> None:
+        self._uses: dict[Blob, bytearray] = {}
+        self._packed: dict[Blob, array[int]] = {}  # offset of each frame in the packed inode
+        self._addresses: dict[Blob, tuple[int, int]] = {}
+        self._zero_block = 0
+        self.needs_zero_frame = False
+
+    def note(self, node: Node) -> None:
+        check_extents(node)
+        extents = node.extents
+        if len(extents) > 1 and not is_hole(node):
+            self.needs_zero_frame |= any(extent.blob is None for extent in extents)
+            if _fits_no_record(extents[-1]):
+                self._use(extents[-1], _SHARED)
+        elif extents and extents[0].blob is not None:
+            first = extents[0]
+            self._use(first, _SHARED if first.frame_offset or _fits_no_record(first) else 1)
+
+    def _use(self, extent: Extent, count: int) -> None:
+        blob = extent.blob
+        if blob is None or blob.table is None:
+            return
+        uses = self._uses.get(blob)
+        if uses is None:
+            uses = self._uses[blob] = bytearray(len(blob.table))
+        uses[extent.frame] = min(uses[extent.frame] + count, _SHARED)
+
+    def plan(self, blobs: list[Blob]) -> Node | None:
+        extents: list[Extent] = []
+        size = 0
+        for blob in blobs:
+            uses = self._uses.get(blob)
+            if uses is None or blob.table is None:
+                continue
+            offsets = array("q", [_NOT_PACKED]) * len(uses)
+            for number, count in enumerate(uses):
+                if count < _SHARED:
+                    continue
+                frame = blob.table[number]
+                if frame.decoded_size == BLOCK < frame.encoded_size:
+                    raise ValueError(f"frame {number} takes more than one block for one block of content")
+                offsets[number] = size
+                size += frame.decoded_size
+                extents.append(Extent(blob, number, 0, frame.decoded_size))
+            self._packed[blob] = offsets
+        if not extents:
+            return None
+        return Node(mode=stat.S_IFREG | 0o400, size=size, extents=tuple(extents))
+
+    def measure(self, node: Node) -> tuple[int, int]:
+        if not node.size:
+            return EMPTY
+        if self._whole_fragment(node) is not None:
+            return INODE_COMPRESSED_FULL, Z_MAP_HEADER.size
+        if is_hole(node):
+            return HOLE
+        size = Z_INDEX_OFFSET + Z_LCLUSTER_INDEX.size * blocks_of(node.size)
+        if size > SPARSE_INDEX_MAX and any(extent.blob is None for extent in node.extents):
+            raise UnsupportedError(
+                f"a sparse file of {node.size} bytes with data in between needs {size} bytes of index"
+            )
+        return INODE_COMPRESSED_FULL, size
+
+    def place(self, addresses: dict[Blob, tuple[int, int]], zero_block: int) -> None:
+        self._addresses, self._zero_block = addresses, zero_block
+
+    def body(self, node: Node) -> Body:
+        if not node.size:
+            return EMPTY_BODY
+        fragment = self._whole_fragment(node)
+        if fragment is not None:
+            return Body(data_blocks(node), (fragment | Z_FRAGMENT_WHOLE).to_bytes(8, "little"))
+        if is_hole(node):
+            return hole_body(node)
+        return Body(data_blocks(node), self._index(node))
+
+    def _whole_fragment(self, node: Node) -> int | None:
+        """The file's offset in the packed inode, if it lies there."""
+        if len(node.extents) != 1:
+            return None
+        return self._fragment(node.extents[0])
+
+    def _fragment(self, extent: Extent) -> int | None:
+        if extent.blob is None:
+            return None
+        offsets = self._packed.get(extent.blob)
+        if offsets is None or offsets[extent.frame] == _NOT_PACKED:
+            return None
+        return offsets[extent.frame] + extent.frame_offset
+
+    def packed_body(self, packed: Node) -> Body:
+        """The packed inode's own index."""
+        return Body(data_blocks(packed), self._index(packed))
+
+    def _index(self, node: Node) -> bytes:
+        advise, fragment = Z_ADVISE_BIG_PCLUSTER_1, 0
+        records = [self._records(extent) for extent in node.extents[:-1]]
+        last = node.extents[-1]
+        tail = self._fragment(last) if len(node.extents) > 1 and _fits_no_record(last) else None
+        if tail is None:
+            records.append(self._records(last))
+        else:
+            advise |= Z_ADVISE_FRAGMENT_PCLUSTER
+            fragment = tail & 0xFFFFFFFF
+            records.append(Z_LCLUSTER_INDEX.pack(Z_LCLUSTER_HEAD1, 0, tail >> 32))
+        header = Z_MAP_HEADER.pack(fragment, advise, Z_COMPRESSION_ZSTD, 0)
+        return b"".join((header, bytes(Z_INDEX_OFFSET - len(header)), *records))
+
+    def _records(self, extent: Extent) -> bytes:
+        if extent.blob is None or extent.blob.table is None:
+            return _hole_records(blocks_of(extent.length), self._zero_block)
+        frame = extent.blob.table[extent.frame]
+        blocks = blocks_of(extent.length)
+        if blocks == 1 and frame.encoded_size > BLOCK:
+            raise ValueError(f"one block of frame {frame.number}, which takes more than one, before a file's end")
+        _, base = self._addresses[extent.blob]
+        address = base + (frame.encoded_offset >> BLOCK_BITS)
+        partial = _is_partial(extent, frame)
+        return _frame_records(address, blocks, frame.encoded_size >> BLOCK_BITS, partial)
+
+
+def _fits_no_record(extent: Extent) -> bool:
+    """Whether a file's last extent has one block of a frame that takes several: no record could say how many."""
+    if extent.blob is None or extent.blob.table is None or blocks_of(extent.length) > 1:
+        return False
+    return extent.blob.table[extent.frame].encoded_size >> BLOCK_BITS > 1
+
+
+def _is_partial(extent: Extent, frame: Frame) -> bool:
+    # Two reasons: the file does not read the frame's end, or the frame takes more bytes than it gives, which kernels
+    # from 7.0 refuse ("too much compressed data") unless the flag is there.
+    return blocks_of(extent.length) << BLOCK_BITS < frame.decoded_size or extent.length < frame.encoded_size
+
+
+def _hole_records(blocks: int, zero_block: int) -> bytes:
+    whole, rest = divmod(blocks, ZERO_FRAME_BLOCKS)
+    records = _frame_records(zero_block, ZERO_FRAME_BLOCKS, 1, True) * whole
+    return records + _frame_records(zero_block, rest, 1, True) if rest else records
+
+
+def _frame_records(address: int, blocks: int, encoded_blocks: int, partial: bool) -> bytes:
+    advise = Z_LCLUSTER_HEAD1 | (Z_LI_PARTIAL_REF if partial else 0)
+    head = Z_LCLUSTER_INDEX.pack(advise, 0, address)
+    if blocks == 1:
+        return head
+    first = Z_LCLUSTER_NONHEAD_INDEX.pack(Z_LCLUSTER_NONHEAD, 0, Z_LI_D0_CBLKCNT | encoded_blocks, blocks - 1)
+    return head + first + _nonheads(blocks)
+
+
+@lru_cache(maxsize=256)
+def _nonheads(blocks: int) -> bytes:
+    """The records of a frame's third and later blocks."""
+    pack = Z_LCLUSTER_NONHEAD_INDEX.pack
+    return b"".join([pack(Z_LCLUSTER_NONHEAD, 0, back, blocks - back) for back in range(2, blocks)])

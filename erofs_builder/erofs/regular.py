@@ -1,0 +1,97 @@
+"""What both forms say of regular files, and the checks of what a Node's extents promise (model.Extent)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from erofs_builder.erofs.layout import (
+    BLOCK,
+    CHUNK_FORMAT_INDEXES,
+    CHUNK_INDEX,
+    INODE_CHUNK_BASED,
+    INODE_FLAT_PLAIN,
+    NULL_ADDR,
+    blocks_of,
+)
+from erofs_builder.model import Blob, Node
+
+# A larger index for one file means gigabytes of metadata for a sparse file: better refused by name.
+SPARSE_INDEX_MAX = 64 << 20
+
+
+class Body(NamedTuple):
+    """What a regular file's inode points at: i_u, and the bytes at the 8-aligned end of inode and xattrs."""
+
+    i_u: int
+    data: bytes
+
+
+class Files(Protocol):
+    """How one form represents regular files. Calls come in this order: note*, plan, measure*, place, body*."""
+
+    def note(self, node: Node) -> None:
+        """Learn of a file, in the order of inodes."""
+
+    def plan(self, blobs: list[Blob]) -> Node | None:
+        """All files are known; `blobs` are those used, in device order. The packed inode, if one is needed."""
+
+    def measure(self, node: Node) -> tuple[int, int]:
+        """(data layout, bytes of the body)."""
+
+    def place(self, addresses: dict[Blob, tuple[int, int]], zero_block: int) -> None:
+        """Learn each blob's (device id, first block) and the block of the zero frame."""
+
+    def body(self, node: Node) -> Body:
+        """The body, as long as `measure` said."""
+
+
+def check_extents(node: Node) -> None:
+    """ValueError if a file's extents break the contract of model.Extent: a mistake of the builder, not of the image."""
+    total = 0
+    last = len(node.extents) - 1
+    for number, extent in enumerate(node.extents):
+        total += extent.length
+        if extent.length <= 0 or (number < last and extent.length % BLOCK):
+            raise ValueError(f"extent {number} has length {extent.length}")
+        if extent.blob is None:
+            continue
+        table = extent.blob.table
+        if table is None:
+            raise ValueError("a file refers to a blob that is not complete")
+        frame = table[extent.frame]
+        if extent.frame_offset % BLOCK or (last and extent.frame_offset):
+            raise ValueError(f"extent {number} starts at {extent.frame_offset} of its frame")
+        if extent.frame_offset + extent.length > frame.decoded_size:
+            raise ValueError(f"extent {number} reaches beyond its frame of {frame.decoded_size} bytes")
+    if total != node.size:
+        raise ValueError(f"the extents' {total} bytes are not the size, {node.size}")
+
+
+def is_hole(node: Node) -> bool:
+    """Whether a file of some size has no data at all."""
+    return all(extent.blob is None for extent in node.extents)
+
+
+def data_blocks(node: Node) -> int:
+    """Blocks of a file that are not holes: what `du` shows."""
+    return min(sum(blocks_of(extent.length) for extent in node.extents if extent.blob is not None), 0xFFFFFFFF)
+
+
+EMPTY = (INODE_FLAT_PLAIN, 0)
+EMPTY_BODY = Body(NULL_ADDR, b"")
+HOLE = (INODE_CHUNK_BASED, CHUNK_INDEX.size)
+
+
+def chunk_bits(blocks: int) -> int:
+    """The smallest chunk, as log2 of its blocks, that takes `blocks` in one."""
+    return max(blocks - 1, 0).bit_length()
+
+
+def chunk_format(bits: int) -> int:
+    """i_u of a chunk-based inode with 8-byte indexes."""
+    return CHUNK_FORMAT_INDEXES | bits
+
+
+def hole_body(node: Node) -> Body:
+    """A file that is one hole, in either form: a single chunk without address."""
+    return Body(chunk_format(chunk_bits(blocks_of(node.size))), CHUNK_INDEX.pack(0, 0, NULL_ADDR))

@@ -1,0 +1,73 @@
+"""The order of inodes: every directory's children one after the other, in the order of its dirents.
+
+So nids grow by small steps along a directory, which compresses well, and a directory's inodes share blocks.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+
+from erofs_builder.erofs import dirs
+from erofs_builder.errors import UnsupportedError
+from erofs_builder.model import Node
+
+
+class Inventory:
+    """All inodes of a tree, numbered from 0 (the root)."""
+
+    def __init__(self, root: Node) -> None:
+        if not root.is_dir:
+            raise UnsupportedError("the root of an image must be a directory")
+        self.root = root
+        self.nodes: list[Node] = [root]
+        self.parents = array("L", [0])  # of directories; of the first name for others
+        self.extra_links: dict[int, int] = {}  # number: names beyond the first one
+        self._numbers: dict[int, int] = {id(root): 0}
+        self._collect()
+
+    def number(self, node: Node) -> int:
+        """A node's place in `nodes`."""
+        return self._numbers[id(node)]
+
+    def nlink(self, number: int) -> int:
+        """Link count of what is not a directory."""
+        return 1 + self.extra_links.get(number, 0)
+
+    def _collect(self) -> None:
+        pending = [0]
+        while pending:
+            parent = pending.pop()
+            children = self.nodes[parent].children or {}
+            try:
+                dirs.check_names(children)
+            except UnsupportedError as error:
+                raise UnsupportedError(f"{self.path(self.nodes[parent])}: {error}") from None
+            subdirectories = []
+            for name in sorted(children):
+                child = children[name]
+                number = self._numbers.setdefault(id(child), len(self.nodes))
+                if number < len(self.nodes):
+                    if child.is_dir:
+                        raise UnsupportedError(f"{self.path(child)}: a directory cannot have two names")
+                    self.extra_links[number] = self.extra_links.get(number, 0) + 1
+                    continue
+                self.nodes.append(child)
+                self.parents.append(parent)
+                if child.is_dir:
+                    subdirectories.append(number)
+            pending += reversed(subdirectories)
+
+    def path(self, node: Node) -> str:
+        """A path of a node, for messages; undecodable bytes are shown escaped."""
+        parts: list[bytes] = []
+        number = self._numbers[id(node)]
+        while number:
+            parent = self.nodes[self.parents[number]]
+            child = self.nodes[number]
+            parts.append(next(name for name, other in (parent.children or {}).items() if other is child))
+            number = self.parents[number]
+        return "/" + b"/".join(reversed(parts)).decode("utf-8", "backslashreplace")
+
+    def __iter__(self) -> Iterator[tuple[int, Node]]:
+        return enumerate(self.nodes)

@@ -1,0 +1,293 @@
+"""Write a tree's EROFS metadata in one form, over data blobs that are devices of their own.
+
+    0       superblock at 1024 · compression configuration · device table
+            inodes in slots of 32 bytes, the root first, the packed inode last; each followed by its extended attributes
+            and its index, chunk indexes, or the tail of its directory data or symlink
+            whole blocks of directories and long symlinks · the frame of zeros · shared extended attributes
+            zeros up to a multiple of 64 KiB
+
+The same tree over the same blobs gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import stat
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from erofs_builder.erofs import dirs
+from erofs_builder.erofs import layout as on_disk
+from erofs_builder.erofs.chunks import DecodedFiles
+from erofs_builder.erofs.indexes import EncodedFiles
+from erofs_builder.erofs.layout import (
+    BLOCK,
+    BLOCK_BITS,
+    DATALAYOUT_BIT,
+    FILE_TYPES,
+    INODE_FLAT_INLINE,
+    INODE_FLAT_PLAIN,
+    ISLOT_BITS,
+    U32_MAX,
+    blocks_of,
+)
+from erofs_builder.erofs.regular import Body
+from erofs_builder.erofs.superblock import Devices, Fields, devices_end, write_head
+from erofs_builder.erofs.tree import Inventory
+from erofs_builder.erofs.xattrs import XattrTable, icount
+from erofs_builder.erofs.zeros import zero_frame
+from erofs_builder.errors import UnsupportedError
+from erofs_builder.model import Blob, Node
+from erofs_builder.payload import ALIGNMENT, Form
+
+_COMPACT_SIZE, _EXTENDED_SIZE = on_disk.INODE_COMPACT.size, on_disk.INODE_EXTENDED.size
+_DISTINCT_MTIMES_MAX = 65536
+_NO_PACKED = Node(mode=0)
+
+
+class Metadata(NamedTuple):
+    """EROFS metadata, a multiple of 64 KiB, and the blobs behind its device slots, in their order."""
+
+    erofs: bytes
+    blobs: list[Blob]
+
+
+def write_metadata(root: Node, form: Form, blobs: Sequence[Blob], *, device_table: bool = True) -> Metadata:
+    """Lay out and encode a tree.
+
+    `blobs` gives the order of the device slots; those that no file refers to are left out. Without `device_table` the
+    blobs follow the metadata in the same file, one after the other (flat.py). UnsupportedError names a path and what
+    EROFS cannot express of it; ValueError is a tree that breaks the promises of model.Extent.
+    """
+    writer = _Writer(root, form, blobs, device_table)
+    writer.survey()
+    writer.place()
+    return Metadata(writer.encode(), writer.devices.blobs)
+
+
+class _Writer:
+    def __init__(self, root: Node, form: Form, blobs: Sequence[Blob], device_table: bool) -> None:
+        self.form = form
+        self.tree = Inventory(root)
+        self.xattrs = XattrTable()
+        self.files = EncodedFiles() if form is Form.ENCODED else DecodedFiles()
+        self.candidates = list(blobs)
+        self.devices = Devices(form, [], device_table)
+        self.packed: Node | None = None
+        self.epoch, self.fixed_nsec = 0, 0
+        self.formats = bytearray(len(self.tree.nodes) + 1)
+        self.offsets = array("Q", bytes(8 * (len(self.tree.nodes) + 1)))
+        self.data_blocks: dict[int, int] = {}  # number: first of its whole blocks, from the start of their area
+        self.inodes_end = self.data_area = self.zero_block = self.shared_area = self.size = 0
+
+    # First pass: what is there.
+
+    def survey(self) -> None:
+        mtimes: Counter[tuple[int, int]] = Counter()
+        used: set[Blob] = set()
+        for _, node in self.tree:
+            try:
+                _check(node)
+                if node.xattrs:
+                    self.xattrs.add(node.xattrs)
+                if stat.S_ISREG(node.mode):
+                    self.files.note(node)
+                    used.update([extent.blob for extent in node.extents if extent.blob is not None])
+            except (UnsupportedError, ValueError) as error:
+                raise type(error)(f"{self.tree.path(node)}: {error}") from None
+            mtime = (node.mtime, node.mtime_nsec)
+            if len(mtimes) < _DISTINCT_MTIMES_MAX or mtime in mtimes:
+                mtimes[mtime] += 1
+        if not used <= set(self.candidates):
+            raise ValueError("a file refers to a blob that is not among the given ones")
+        # Compact inodes have the superblock's mtime (kernels before 6.15 read no other), so take the most common one.
+        self.epoch, self.fixed_nsec = min(mtimes, key=lambda mtime: (-mtimes[mtime], mtime))
+        self.devices.blobs = [blob for blob in dict.fromkeys(self.candidates) if blob in used]
+        self.xattrs.layout()
+        self.packed = self.files.plan(self.devices.blobs)
+
+    # Second pass: where everything goes.
+
+    def place(self) -> None:
+        position = devices_end(self.form, self.devices)
+        whole_blocks = 0
+        for number, node in self.tree:
+            try:
+                head, layout, tail, blocks = self._measure(number, node)
+            except UnsupportedError as error:
+                raise UnsupportedError(f"{self.tree.path(node)}: {error}") from None
+            if blocks:
+                self.data_blocks[number] = whole_blocks
+                whole_blocks += blocks
+            position = self._put(number, position, head, layout, tail)
+        if self.packed:
+            body = on_disk.Z_INDEX_OFFSET + on_disk.Z_LCLUSTER_INDEX.size * blocks_of(self.packed.size)
+            self.formats[-1] = on_disk.INODE_LAYOUT_EXTENDED
+            position = self._put(-1, position, _EXTENDED_SIZE, on_disk.INODE_COMPRESSED_FULL, body)
+        self.inodes_end = position
+        self.data_area = blocks_of(position)
+        self.zero_block = self.data_area + whole_blocks
+        self.shared_area = self.zero_block + self._needs_zero_frame()
+        self.size = -(-((self.shared_area << BLOCK_BITS) + len(self.xattrs.area)) // ALIGNMENT) * ALIGNMENT
+        self.devices.place(self.size >> BLOCK_BITS)
+        self.files.place(self.devices.addresses, self.zero_block)
+
+    def _needs_zero_frame(self) -> bool:
+        return isinstance(self.files, EncodedFiles) and self.files.needs_zero_frame
+
+    def _measure(self, number: int, node: Node) -> tuple[int, int, int, int]:
+        """(bytes of inode and xattrs, data layout, bytes behind them, whole blocks elsewhere); sets the version bit."""
+        extended = self._is_extended(number, node)
+        self.formats[number] = extended
+        head = (_EXTENDED_SIZE if extended else _COMPACT_SIZE) + (
+            len(self.xattrs.body(node.xattrs)) if node.xattrs else 0
+        )
+        if stat.S_ISREG(node.mode):
+            return (head, *self.files.measure(node), 0)
+        if node.is_dir:
+            size = dirs.data_size(dirs.sorted_names(node.children or ()))
+        elif stat.S_ISLNK(node.mode):
+            size = len(node.target)
+        else:
+            return head, INODE_FLAT_PLAIN, 0, 0
+        tail = size % BLOCK
+        if tail and head + tail <= BLOCK:
+            return head, INODE_FLAT_INLINE, tail, size >> BLOCK_BITS
+        return head, INODE_FLAT_PLAIN, 0, blocks_of(size)
+
+    def _is_extended(self, number: int, node: Node) -> bool:
+        return (
+            node.mtime != self.epoch
+            or node.mtime_nsec != self.fixed_nsec
+            or node.size > U32_MAX
+            or not 0 <= node.uid <= 0xFFFF
+            or not 0 <= node.gid <= 0xFFFF
+            or (len(node.children) > 0xFFFD if node.children is not None else self.tree.nlink(number) > 0xFFFF)
+        )
+
+    def _put(self, number: int, position: int, head: int, layout: int, tail: int) -> int:
+        start = -(-position >> ISLOT_BITS) << ISLOT_BITS
+        if layout == INODE_FLAT_INLINE:
+            # The tail may not cross a block; the kernel wants it in the block of the inode's last byte.
+            if start % BLOCK + head + tail > BLOCK:
+                start = -(-start >> BLOCK_BITS) << BLOCK_BITS
+            end = start + head + tail
+        else:
+            end = start + head + (-head % 8 if tail else 0) + tail
+        self.formats[number] |= layout << DATALAYOUT_BIT
+        self.offsets[number] = start
+        return end
+
+    # Third pass: the bytes.
+
+    def encode(self) -> bytes:
+        image = bytearray(self.size)
+        for number, node in self.tree:
+            self._encode_node(image, number, node)
+        if self.packed and isinstance(self.files, EncodedFiles):
+            self._write_inode(image, -1, self.packed, 1, self.packed.size, b"", self.files.packed_body(self.packed))
+        if self._needs_zero_frame():
+            start = self.zero_block << BLOCK_BITS
+            image[start : start + BLOCK] = zero_frame()
+        start = self.shared_area << BLOCK_BITS
+        image[start : start + len(self.xattrs.area)] = self.xattrs.area
+        fields = Fields(
+            inos=len(self.tree.nodes) + bool(self.packed),
+            epoch=self.epoch,
+            fixed_nsec=self.fixed_nsec,
+            root_nid=self.offsets[0] >> ISLOT_BITS,
+            packed_nid=self.offsets[-1] >> ISLOT_BITS,
+            xattr_blkaddr=self.shared_area if self.xattrs.area else 0,
+        )
+        write_head(image, self.form, fields, self.devices)
+        return bytes(image)
+
+    def _encode_node(self, image: bytearray, number: int, node: Node) -> None:
+        kind = stat.S_IFMT(node.mode)
+        xattrs = self.xattrs.body(node.xattrs) if node.xattrs else b""
+        if kind == stat.S_IFREG:
+            self._write_inode(image, number, node, self.tree.nlink(number), node.size, xattrs, self.files.body(node))
+        elif kind == stat.S_IFDIR:
+            data, subdirectories = self._directory(number, node)
+            self._write_flat(image, number, node, 2 + subdirectories, xattrs, data)
+        elif kind == stat.S_IFLNK:
+            self._write_flat(image, number, node, self.tree.nlink(number), xattrs, node.target)
+        else:
+            is_device = kind in (stat.S_IFCHR, stat.S_IFBLK)
+            i_u = on_disk.encode_rdev(*node.rdev) if is_device else 0
+            self._write_inode(image, number, node, self.tree.nlink(number), 0, xattrs, Body(i_u, b""))
+
+    def _directory(self, number: int, node: Node) -> tuple[bytes, int]:
+        children = node.children or {}
+        names = dirs.sorted_names(children)
+        offsets, number_of = self.offsets, self.tree.number
+        nids, types = [], []
+        for name in names:
+            child = children.get(name)
+            if child is None:
+                nids.append(offsets[number if name == b"." else self.tree.parents[number]] >> ISLOT_BITS)
+                types.append(on_disk.FT_DIR)
+            else:
+                nids.append(offsets[number_of(child)] >> ISLOT_BITS)
+                types.append(FILE_TYPES[child.mode & 0o170000])
+        return dirs.encode(names, nids, types), types.count(on_disk.FT_DIR) - 2
+
+    def _write_flat(self, image: bytearray, number: int, node: Node, nlink: int, xattrs: bytes, data: bytes) -> None:
+        """An inode whose data lies inline, in blocks of their own, or both."""
+        start = self.data_area + self.data_blocks.get(number, 0)
+        inline = self.formats[number] >> DATALAYOUT_BIT == INODE_FLAT_INLINE
+        whole = len(data) & -BLOCK if inline else len(data)
+        image[start << BLOCK_BITS : (start << BLOCK_BITS) + whole] = data[:whole]
+        self._write_inode(image, number, node, nlink, len(data), xattrs, Body(start if whole else 0, data[whole:]))
+
+    def _write_inode(
+        self, image: bytearray, number: int, node: Node, nlink: int, size: int, xattrs: bytes, body: Body
+    ) -> None:
+        offset, i_format = self.offsets[number], self.formats[number]
+        if i_format & on_disk.INODE_LAYOUT_EXTENDED:
+            on_disk.INODE_EXTENDED.pack_into(
+                image,
+                offset,
+                i_format,
+                icount(xattrs),
+                node.mode,
+                0,
+                size,
+                body.i_u,
+                0,
+                node.uid & U32_MAX,
+                node.gid & U32_MAX,
+                node.mtime,
+                node.mtime_nsec,
+                nlink,
+            )
+            end = offset + _EXTENDED_SIZE
+        else:
+            on_disk.INODE_COMPACT.pack_into(
+                image, offset, i_format, icount(xattrs), node.mode, nlink, size, 0, body.i_u, 0, node.uid, node.gid, 0
+            )
+            end = offset + _COMPACT_SIZE
+        if xattrs:
+            image[end : end + len(xattrs)] = xattrs
+            end += len(xattrs)
+        if body.data:
+            if i_format >> DATALAYOUT_BIT != INODE_FLAT_INLINE:
+                end += -end % 8
+            image[end : end + len(body.data)] = body.data
+
+
+def _check(node: Node) -> None:
+    kind = node.mode & 0o170000
+    if kind not in FILE_TYPES or node.mode > 0xFFFF:
+        raise UnsupportedError(f"mode {node.mode:o} is of no known file type")
+    if node.is_dir != (node.children is not None):
+        raise ValueError("directories, and only they, have children")
+    if not -(1 << 63) <= node.mtime < 1 << 63 or not 0 <= node.mtime_nsec < 1_000_000_000:
+        raise UnsupportedError(f"mtime {node.mtime}.{node.mtime_nsec:09} is beyond what EROFS can hold")
+    if kind == stat.S_IFLNK and (not 0 < len(node.target) <= on_disk.SYMLINK_MAX or b"\0" in node.target):
+        raise UnsupportedError(f"a symlink to {node.target[:100]!r} ({len(node.target)} bytes)")
+    if kind in (stat.S_IFCHR, stat.S_IFBLK):
+        major, minor = node.rdev
+        if not 0 <= major < 1 << 12 or not 0 <= minor < 1 << 20:
+            raise UnsupportedError(f"device number {major}:{minor} is beyond what Linux can hold")
