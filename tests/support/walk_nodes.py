@@ -1,7 +1,7 @@
 """A directory on disk as a Node tree over sample blobs: what tests feed to the EROFS writer."""
 
 # Paths are bytes here, so that names that are not UTF-8 stay what they are; pathlib has no such paths.
-# ruff: noqa: PTH
+# ruff: noqa: PTH115, PTH118, PTH208
 
 from __future__ import annotations
 
