@@ -182,9 +182,9 @@ def _fits_no_record(extent: Extent) -> bool:
 
 
 def _is_partial(extent: Extent, frame: Frame) -> bool:
-    # Two reasons: the file does not read the frame's end, or the frame takes more bytes than it gives, which kernels
-    # from 7.0 refuse ("too much compressed data") unless the flag is there.
-    return blocks_of(extent.length) << BLOCK_BITS < frame.decoded_size or extent.length < frame.encoded_size
+    # The file does not read the frame's very end (fsck.erofs counts the padding behind a file's last byte too), or the
+    # frame takes more bytes than it gives, which kernels from 7.0 refuse as "too much compressed data" without the flag.
+    return extent.length != frame.decoded_size or extent.length < frame.encoded_size
 
 
 def _hole_records(blocks: int, zero_block: int) -> bytes:
