@@ -22,8 +22,8 @@ from bench.node import BUILDER, LOADER, Node, drop_caches
 from bench.table import megabytes, render
 from bench.workload import start_application
 from tests.images import catalog
-from tests.images.layout import Layout
-from tests.support.docker_registry import DockerRegistry
+from tests.images.layout import Layout, push
+from tests.support.registry import docker_registry
 
 NO_PLANE = 13  # exit code: this kernel lacks support
 
@@ -109,14 +109,15 @@ def demo(rate: float, rtt: float, as_json: bool, scratch: Path) -> None:
     """Everything, with `scratch` as the place for state."""
     say("1. A Debian image with python3, numpy, requests and a compiler, from packages (made once, then kept)")
     layout = catalog.image("debian") / "oci"
-    with DockerRegistry(scratch / "registry") as registry:
-        say(f"2. Pushed to a docker-registry: {registry.address}/debian:12")
-        source = registry.push_layout(layout, "debian:12")
-        say(f"3. erofs-builder convert {source} docker://{registry.address}/debian:12-erofs")
+    with docker_registry(scratch / "registry") as registry:
+        say(f"2. Pushed to a docker-registry: {registry}/debian:12")
+        push(layout, f"{registry}/debian:12")
+        source, target = f"docker://{registry}/debian:12", f"docker://{registry}/debian:12-erofs"
+        say(f"3. erofs-builder convert {source} {target}")
         begin = time.monotonic()
-        run(BUILDER, "convert", "--insecure", source, f"docker://{registry.address}/debian:12-erofs")
+        run(BUILDER, "convert", "--insecure", source, target)
         say(f"   {time.monotonic() - begin:.1f} s; the source image stays as it is, the artifact refers to it")
-        with Link(registry.address, rate, rtt) as link:
+        with Link(registry, rate, rtt) as link:
             say(f"4. From here on through a link of {rate / 1e6:g} MB/s and {rtt * 1e3:g} ms")
             say(f"5. erofs-loader mount docker://{link.address}/debian:12, then python3 from it, nothing cached")
             lazy = lazy_start(link, scratch / "node", "debian:12", "--insecure")

@@ -11,8 +11,11 @@ def render(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
 
     def text(line: Sequence[str]) -> str:
-        cells = [cell.ljust(width) if not column else cell.rjust(width) for column, (cell, width) in enumerate(zip(line, widths, strict=True))]  # fmt: skip
-        return "  ".join(cells).rstrip()
+        first, *others = (
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        return "  ".join([first, *others]).rstrip()
 
     return "\n".join([text(header), "  ".join("-" * width for width in widths), *map(text, rows)])
 

@@ -193,7 +193,8 @@ def _archive(path: Path, scratch: Path, fill: Callable[[Path], None], *command: 
     try:
         fill(root)
         names = sorted(entry.name for entry in root.iterdir())
-        subprocess.run([*command, "-C", root, "-cf", path, *names], check=True)
+        # bsdtar warns of names that are not UTF-8, and writes them.
+        subprocess.run([*command, "-C", root, "-cf", path, *names], check=True, stderr=subprocess.DEVNULL)
     finally:
         shutil.rmtree(root)
     return path
@@ -275,13 +276,15 @@ def build_adversarial(directory: Path) -> None:
     """Make the image in `directory`/oci.
 
     `directory`/oracle has the same image for umoci and buildah, which know neither GNU's own sparse entries nor (in
-    umoci) zstd: that layer archived in PAX form, all uncompressed. `undefined-mtimes.json` lists the paths whose mtime
+    umoci) zstd: that layer archived in PAX form, all uncompressed. The tag `xattrs` in both has the two layers with
+    extended attributes alone, which buildah can read: it refuses a path that comes twice in one layer. `undefined-mtimes.json` lists the paths whose mtime
     no entry defines.
     """
     for name, gnu_sparse in (("oci", True), ("oracle", False)):
         tars = list(_make_layers(directory, gnu_sparse))
         methods = ["gzip", "zstd", "none", "gzip", "zstd", "none", "gzip", "none"] if gnu_sparse else ["none"] * 8
         write_layers(directory / name, tars, methods, {"Cmd": ["/bin/true"]})
+        write_layers(directory / name, [tars[1], tars[5]], ["gzip"] * 2, {"Cmd": ["/bin/true"]}, "xattrs")
         for tar in tars:
             tar.unlink()
     (directory / "undefined-mtimes.json").write_text(json.dumps([os.fsdecode(path) for path in UNDEFINED_MTIMES]))

@@ -97,14 +97,16 @@ def file_digest(file: Path) -> str:
         return hashlib.file_digest(source, "sha256").hexdigest()
 
 
-def write_layers(path: Path, tars: Sequence[Path], compression: Sequence[str], config: dict[str, Any]) -> None:
-    """Write an OCI layout with the tag `latest` from plain tar files, each with its own compression."""
+def write_layers(
+    path: Path, tars: Sequence[Path], compression: Sequence[str], config: dict[str, Any], tag: str = "latest"
+) -> None:
+    """Write an image into an OCI layout from plain tar files, each with its own compression."""
     layout = Layout(path)
     layers, diff_ids = [], []
     for tar, method in zip(tars, compression, strict=True):
         diff_ids.append("sha256:" + file_digest(tar))
         layers.append(layout.add_layer(tar, method))
-    layout.write_image("latest", layers, diff_ids, config)
+    layout.write_image(tag, layers, diff_ids, config)
 
 
 def decompress_layers(source: Path, target: Path) -> None:
@@ -121,3 +123,9 @@ def decompress_layers(source: Path, target: Path) -> None:
             subprocess.run(command, stdin=packed, stdout=out, check=True)
         layers.append(new.add_file(plain, LAYER_TYPE))
     new.write_image("latest", layers, config["rootfs"]["diff_ids"], config["config"])
+
+
+def push(layout: Path, target: str, tag: str = "latest") -> None:
+    """Push an image of an OCI layout to a registry of plain HTTP with skopeo; `target` is "host:port/name:tag"."""
+    command = ["skopeo", "copy", "-q", "--preserve-digests", "--dest-tls-verify=false"]
+    subprocess.run([*command, f"oci:{layout}:{tag}", f"docker://{target}"], check=True, stdin=subprocess.DEVNULL)
