@@ -32,9 +32,9 @@ class Challenge(NamedTuple):
 def parse_challenges(header: str) -> list[Challenge]:
     """The Bearer and Basic challenges of a header, in its order; others are left out."""
     found = list(_SCHEME.finditer(header))
-    ends = [match.start() for match in found[1:]] + [len(header)]
     challenges = []
-    for match, end in zip(found, ends, strict=True):
+    for number, match in enumerate(found):
+        end = found[number + 1].start() if number + 1 < len(found) else len(header)
         pairs = _PARAMETER.findall(header[match.end() : end])
         parameters = {name.lower(): re.sub(r"\\(.)", r"\1", quoted) or plain for name, quoted, plain in pairs}
         challenges.append(Challenge(match[1].lower(), parameters))

@@ -80,7 +80,7 @@ def _load(file: Path) -> dict[str, Any] | None:
 
 
 def _lookup(document: dict[str, Any], host: str, repository: str, file: Path) -> Credentials | None:
-    helpers, auths = document.get("credHelpers") or {}, document.get("auths") or {}
+    helpers, auths = document.get("credHelpers", {}), document.get("auths", {})
     store = document.get("credsStore")
     if not isinstance(helpers, dict) or not isinstance(auths, dict):
         raise UsageError(f"login file {file}: auths and credHelpers must be objects")

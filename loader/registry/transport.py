@@ -22,6 +22,8 @@ from loader.errors import RegistryError, TransientRegistryError, UsageError
 from loader.registry.config import RegistryConfig
 
 USER_AGENT = "erofs-ondemand/0.1"
+# Who runs with --insecure knows; once a request would be noise.
+urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
 _POOL_SIZE = 64  # kept connections per host: as many as readers may wait at once
 
 
@@ -220,7 +222,7 @@ def _tls_context(ca_file: str | None, insecure: bool) -> ssl.SSLContext:
             context.load_verify_locations(ca_file)  # in addition to the system's
     except (OSError, ssl.SSLError) as error:
         raise UsageError(f"ca_file {ca_file}: {error}") from None
-    if insecure:
+    if insecure and not ca_file:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
