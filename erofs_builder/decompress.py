@@ -1,10 +1,10 @@
-"""A layer as the registry holds it → plain tar bytes. What it is, is read from its first bytes, never from a media type."""
+"""A layer as the registry holds it → plain tar bytes. Its first bytes say what it is, never a media type."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from typing import Protocol
+from typing import IO, Protocol, cast
 
 import zstandard
 
@@ -120,7 +120,7 @@ except ImportError:  # no wheel for this machine: the same bytes, at a third of 
     def _new_inflater() -> _Inflater:
         return _ZlibInflater()
 else:
-    _INFLATE_ERRORS = (*_INFLATE_ERRORS, igzip_lib.error)
+    _INFLATE_ERRORS = (*_INFLATE_ERRORS, cast(type[Exception], igzip_lib.error))
 
     def _new_inflater() -> _Inflater:
         decoder: _Inflater = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
@@ -197,7 +197,7 @@ class _ZstdWalk:
 def _unzstd(head: bytes, stream: Stream) -> Iterator[bytes]:
     context = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_LIMIT)
     source = _ZstdWalk(head, stream)
-    reader = context.stream_reader(source, read_size=1 << 17, read_across_frames=True, closefd=False)
+    reader = context.stream_reader(cast(IO[bytes], source), read_size=1 << 17, read_across_frames=True, closefd=False)
     while True:
         try:
             plain = reader.read(CHUNK)

@@ -57,7 +57,7 @@ def parse_size(key: bytes, value: bytes) -> int:
 
 
 def parse_time(key: bytes, value: bytes) -> tuple[int, int]:
-    """Seconds (rounded down) and nanoseconds 0 to 999,999,999; digits beyond nanoseconds are cut off towards the past."""
+    """Seconds and nanoseconds (0 to 999,999,999), rounded down."""
     match = _TIME.match(value)
     if not match:
         raise TarError(f"PAX {key.decode(errors='replace')} is not a time: {value[:40]!r}")

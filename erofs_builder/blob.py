@@ -1,0 +1,150 @@
+"""Data blob: frames in, compressed, padded, hashed and written in order, on several cores.
+
+Bytes depend on the frames' content, the level and the zstd version alone: each frame is compressed by itself, whatever
+thread takes it and whatever came before it there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, Protocol, cast
+
+import zstandard
+
+from erofs_builder.digest import Digest
+from erofs_builder.frames import BLOCK, MAX_DECODED_BLOCKS, MAX_ENCODED_BLOCKS, FrameTable
+
+DEFAULT_LEVEL = 3
+WINDOW_LOG = 20  # the kernel refuses frames that need a window above 1 MiB
+# A frame that does not compress is stored a few bytes longer than it is, and must still fit 1 MiB.
+MAX_FRAME = (MAX_ENCODED_BLOCKS - 1) * BLOCK - BLOCK
+_BATCH = 2 << 20  # decoded bytes that one thread takes at a time
+_SKIPPABLE_MAGIC = b"\x50\x2a\x4d\x18"
+_SKIPPABLE_HEADER = 8
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Output(Protocol):
+    """Where the blob goes; called in order, from the thread that adds frames."""
+
+    def write(self, data: bytes, /) -> object: ...
+
+
+class _Encoded(NamedTuple):
+    data: bytes
+    encoded_blocks: list[int]
+    digests: bytes
+
+
+def padding_for(length: int) -> bytes:
+    """The skippable frame that brings `length` encoded bytes to a multiple of 4 KiB (none if they are one)."""
+    gap = -length % BLOCK
+    if gap == 0:
+        return b""
+    if gap < _SKIPPABLE_HEADER:
+        gap += BLOCK
+    body = gap - _SKIPPABLE_HEADER
+    return _SKIPPABLE_MAGIC + body.to_bytes(4, "little") + bytes(body)
+
+
+def _encode(compressor: zstandard.ZstdCompressor, frames: Sequence[Buffer]) -> _Encoded:
+    parts: list[Buffer] = []
+    digests: list[bytes] = []
+    blocks: list[int] = []
+    compressed = compressor.multi_compress_to_buffer(list(frames), threads=1)
+    for index in range(len(compressed)):
+        encoded = memoryview(cast(bytes, compressed[index]))
+        padding = padding_for(len(encoded))
+        digest = hashlib.sha256(encoded)
+        digest.update(padding)
+        digests.append(digest.digest())
+        blocks.append((len(encoded) + len(padding)) // BLOCK)
+        parts += (encoded, padding)
+    return _Encoded(b"".join(parts), blocks, b"".join(digests))
+
+
+class BlobWriter:
+    """Takes frames' contents in order and streams the blob to `out`. A context manager: leaving it ends its threads.
+
+    `add` returns a frame's number at once; the frame is written some batches later. Nothing but those batches is
+    held in memory.
+    """
+
+    def __init__(self, out: Output, *, level: int = DEFAULT_LEVEL, threads: int = 2) -> None:
+        self._out = out
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="frames")
+        self._idle: list[zstandard.ZstdCompressor] = []
+        self._level = level
+        self._limit = threads + 2
+        self._pending: deque[Future[_Encoded]] = deque()
+        self._batch: list[Buffer] = []
+        self._batch_size = 0
+        self._hash = hashlib.sha256()
+        self._encoded = array("H")
+        self._decoded = array("H")
+        self._digests = bytearray()
+
+    def __enter__(self) -> BlobWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __len__(self) -> int:
+        return len(self._decoded)
+
+    def add(self, content: Buffer) -> int:
+        """Append a frame of a multiple of 4 KiB, at most MAX_FRAME; the buffer must not change afterwards."""
+        size = len(content)
+        if size == 0 or size % BLOCK or size > min(MAX_FRAME, MAX_DECODED_BLOCKS * BLOCK):
+            raise ValueError(f"a frame cannot hold {size} bytes")
+        self._decoded.append(size // BLOCK)
+        self._batch.append(content)
+        self._batch_size += size
+        if self._batch_size >= _BATCH:
+            self._submit()
+        return len(self._decoded) - 1
+
+    def finish(self) -> FrameTable:
+        """Write what is left; the table of all frames."""
+        if self._batch:
+            self._submit()
+        while self._pending:
+            self._collect()
+        return FrameTable(Digest(self._hash.digest()), self._encoded, self._decoded, bytes(self._digests))
+
+    def _submit(self) -> None:
+        batch, self._batch, self._batch_size = self._batch, [], 0
+        while len(self._pending) >= self._limit or (self._pending and self._pending[0].done()):
+            self._collect()
+        self._pending.append(self._pool.submit(self._work, batch))
+
+    def _collect(self) -> None:
+        encoded = self._pending.popleft().result()
+        self._hash.update(encoded.data)
+        self._out.write(encoded.data)
+        self._encoded.extend(encoded.encoded_blocks)
+        self._digests += encoded.digests
+
+    def _work(self, batch: list[Buffer]) -> _Encoded:
+        # A compressor serves one thread at a time; there are never more than threads.
+        try:
+            compressor = self._idle.pop()
+        except IndexError:
+            compressor = new_compressor(self._level)
+        encoded = _encode(compressor, batch)
+        self._idle.append(compressor)
+        return encoded
+
+
+def new_compressor(level: int = DEFAULT_LEVEL) -> zstandard.ZstdCompressor:
+    """A compressor whose frames the kernel can decode: content size and checksum in, window at most 1 MiB."""
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        level, window_log=WINDOW_LOG, write_content_size=True, write_checksum=True, write_dict_id=False
+    )
+    return zstandard.ZstdCompressor(compression_params=parameters)

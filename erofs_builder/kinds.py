@@ -1,0 +1,71 @@
+"""Kinds of files: how each is cut into frames. Part of the encoder's version, for it decides a blob's bytes.
+
+Files of one kind are read in one way: a program maps a few pages of a shared library, but reads a module or a text
+whole; headers and documentation are not read at start-up at all. Keeping kinds in frames of
+their own keeps what is not needed out of what is fetched; the sizes trade bytes fetched against the compression ratio (bench/frames.py measures both).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+_KIB = 1024
+
+
+class Kind(NamedTuple):
+    """How files of one kind are cut. Sizes are decoded bytes, multiples of 4 KiB."""
+
+    name: str
+    piece: int  # a larger file is cut into pieces of this size, each its own frame
+    bin: int  # smaller files are packed into frames of about this size
+
+
+ELF = Kind("elf", 128 * _KIB, 128 * _KIB)
+BYTECODE = Kind("bytecode", 128 * _KIB, 128 * _KIB)
+SCRIPT = Kind("script", 128 * _KIB, 128 * _KIB)
+DEVELOPMENT = Kind("development", 512 * _KIB, 512 * _KIB)
+DOCUMENT = Kind("document", 256 * _KIB, 256 * _KIB)
+PACKED = Kind("packed", 256 * _KIB, 256 * _KIB)
+OTHER = Kind("other", 128 * _KIB, 128 * _KIB)
+KINDS = (ELF, BYTECODE, SCRIPT, DEVELOPMENT, DOCUMENT, PACKED, OTHER)
+
+# A file up to this size is one piece whatever its kind.
+SMALLEST_PIECE = min(kind.piece for kind in KINDS)
+
+_BY_SUFFIX = {
+    suffix: kind
+    for kind, suffixes in (
+        (BYTECODE, "pyc pyo class elc luac beam"),
+        (SCRIPT, "py pl pm sh rb js mjs ts lua tcl php el r m json xml yaml yml toml ini conf cfg"),
+        (DEVELOPMENT, "a o h hh hpp hxx c cc cpp inc f90 pyx pxd pyi la cmake gir vapi"),
+        (DOCUMENT, "txt md rst html htm tex svg po pot mo man info list md5sums css map"),
+        (PACKED, "gz xz bz2 zst lz4 zip whl egg jar png jpg jpeg gif webp woff woff2 mp3 ogg mp4 deb rpm tgz br 7z"),
+    )
+    for suffix in suffixes.split()
+}
+_DOCUMENT_DIRECTORIES = (
+    b"/share/doc/",
+    b"/share/man/",
+    b"/share/locale/",
+    b"/share/info/",
+    b"/share/i18n/",
+    b"/dpkg/info/",
+)
+_PACKED_MAGICS = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh", b"PK\x03\x04", b"\x89PNG")
+
+
+def classify(path: bytes, head: bytes) -> Kind:
+    """The kind of a file, from its path in the layer and its first bytes (8 are enough)."""
+    if head[:4] == b"\x7fELF":
+        return DEVELOPMENT if path.endswith(b".o") else ELF
+    if head.startswith(_PACKED_MAGICS):
+        return PACKED
+    name = path[path.rfind(b"/") + 1 :]
+    suffix = name[name.rfind(b".") + 1 :].decode("latin-1").lower()
+    kind = _BY_SUFFIX.get(suffix)
+    if kind is not None:
+        return kind
+    rooted = b"/" + path
+    if any(directory in rooted for directory in _DOCUMENT_DIRECTORIES):
+        return DOCUMENT
+    return SCRIPT if head[:2] == b"#!" else OTHER
