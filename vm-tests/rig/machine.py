@@ -56,8 +56,11 @@ class Boot:
 def run(boot: Boot) -> dict[str, Any]:
     """Boot, serve the guest's requests, and give the guest's last document. Raises LostVM."""
     nonce = secrets.token_hex(8)
+    if boot.folder.is_relative_to("/tmp") or boot.folder.is_relative_to("/run"):
+        raise ValueError(f"{boot.folder}: the guest has its own /tmp and /run, and would not see it")
     boot.folder.mkdir(parents=True)
-    common = {"nonce": nonce, "port": PORT_NAME, "modules": [str(path) for path in boot.image.modules]}
+    modules = [str(path) for path in boot.image.modules]
+    common = {"folder": str(boot.folder), "nonce": nonce, "port": PORT_NAME, "modules": modules}
     (boot.folder / "task.json").write_text(json.dumps({**boot.task, **common}))
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket(socket.AF_UNIX))

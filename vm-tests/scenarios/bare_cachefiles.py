@@ -34,7 +34,7 @@ def _make(folder):
 
 
 def mounts(guest):
-    """Mount, read, unmount; again in a domain; again from the cache with the daemon's objects gone."""
+    """Mount, read, unmount, as a volume of its own and in a domain."""
     from cachefiles_filler import Filler
     from lib import DISK, run
 

@@ -1,0 +1,35 @@
+"""The host's part of the daemon's scenarios: images converted and published in the run's registry, once a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rig import images
+from rig.host import Host
+
+NAMES = ("first", "second")
+# QEMU's user network shows the host's loopback at this address.
+SEEN_BY_GUEST = "10.0.2.2:5000"
+
+
+def published(host: Host) -> dict[str, Any]:
+    """Both small images in the registry; the guest's task, and the handlers every scenario may ask for."""
+    registry = host.registry
+    host.handlers |= {
+        "registry_stop": registry.stop,
+        "registry_start": registry.start,
+        "blob_bytes": registry.blob_bytes,
+    }
+    task: dict[str, Any] = host.once("published", lambda folder: _publish(host, folder))
+    return dict(task)
+
+
+def _publish(host: Host, folder: Path) -> dict[str, Any]:
+    layout = images.write_layout(folder / "layout", NAMES)
+    found = {}
+    for name in NAMES:
+        target = f"docker://{host.registry.address}/rig/images:{name}"
+        host.program("loader.cli.builder", "convert", f"oci:{layout}:{name}", target, "--insecure")
+        found[name] = {"reference": f"docker://{SEEN_BY_GUEST}/rig/images:{name}", "files": images.expected(name)}
+    return {"images": found}

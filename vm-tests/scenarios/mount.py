@@ -1,0 +1,50 @@
+"""Mount by the daemon, read every byte, share layers, unmount, mount again without the registry."""
+
+BOOTS = ("mounts",)
+LIMIT = 240
+
+
+def host(host):
+    """Two images that share their large layer."""
+    from rig.product import published
+
+    return published(host)
+
+
+def mounts(guest):
+    """One daemon, both images."""
+    from lib import expect, run
+    from product import Daemon, compare, drop_caches, loader, mount_point
+
+    images = guest.task["images"]
+    with guest.step("serve"):
+        daemon = Daemon(guest).start()
+    for name, image in images.items():
+        before = guest.ask("blob_bytes")
+        with guest.step(f"mount {name}"):
+            loader("mount", image["reference"], mount_point(name))
+        with guest.step(f"every byte of {name}"):
+            compare(mount_point(name), image["files"])
+        after = guest.ask("blob_bytes")
+        guest.fact(f"bytes fetched for {name}", sum(after.values()) - sum(before.values()))
+    with guest.step("a shared layer is fetched once"):
+        twice = [digest for digest, size in after.items() if digest in before and size > before[digest]]
+        expect(not twice, f"fetched again for the second image: {twice}")
+    with guest.step("umount"):
+        for name in images:
+            loader("umount", mount_point(name))
+        expect("/run/mnt" not in run("cat", "/proc/mounts").stdout, "still mounted")
+    guest.ask("registry_stop")
+    drop_caches()
+    try:
+        with guest.step("mount again without the registry"):
+            for name, image in images.items():
+                loader("mount", image["reference"], mount_point(name))
+        with guest.step("every byte again"):
+            for name, image in images.items():
+                compare(mount_point(name), image["files"])
+                loader("umount", mount_point(name))
+    finally:
+        guest.ask("registry_start")
+    with guest.step("SIGTERM"):
+        daemon.stop()
