@@ -277,8 +277,8 @@ def build_adversarial(directory: Path) -> None:
 
     `directory`/oracle has the same image for umoci and buildah, which know neither GNU's own sparse entries nor (in
     umoci) zstd: that layer archived in PAX form, all uncompressed. The tag `xattrs` in both has the two layers with
-    extended attributes alone, which buildah can read: it refuses a path that comes twice in one layer. `undefined-mtimes.json` lists the paths whose mtime
-    no entry defines.
+    extended attributes alone, which buildah can read: it refuses a path that comes twice in one layer.
+    `undefined-mtimes.json` lists the paths whose mtime no entry defines.
     """
     for name, gnu_sparse in (("oci", True), ("oracle", False)):
         tars = list(_make_layers(directory, gnu_sparse))

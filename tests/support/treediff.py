@@ -144,8 +144,24 @@ def compare(
 def _compare_entries(expected: Entry, actual: Entry, ignored: Collection[str]) -> Iterator[str]:
     for each in fields(Entry):
         before, after = getattr(expected, each.name), getattr(actual, each.name)
-        if each.name not in ignored and before != after:
-            yield f"{each.name} should be {before!r}, is {after!r}"
+        if each.name in ignored or before == after:
+            continue
+        if each.name != "xattrs":
+            yield f"{each.name} should be {_short(before)}, is {_short(after)}"
+            continue
+        for name in sorted(before.keys() | after.keys()):
+            if before.get(name) != after.get(name):
+                yield f"xattr {name.decode()} should be {_short(before.get(name))}, is {_short(after.get(name))}"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) < 100 else f"{text[:97]}…"
+
+
+def _keep_xattrs(tree: dict[bytes, Entry], prefixes: tuple[bytes, ...]) -> None:
+    for entry in tree.values():
+        entry.xattrs = {name: value for name, value in entry.xattrs.items() if name.startswith(prefixes)}
 
 
 def main() -> int:
@@ -156,12 +172,19 @@ def main() -> int:
     parser.add_argument("--no-content", action="store_true")
     parser.add_argument("--ignore", action="append", default=[], help="a field that is not compared, e.g. nlink")
     parser.add_argument("--ignore-mtime", action="append", default=[], help="a path whose mtime is not compared")
+    parser.add_argument("--ignore-root", action="store_true", help="do not compare the root directory itself")
+    parser.add_argument("--only-xattrs", default="", help="prefixes of the xattrs to compare, with commas between them")
     parser.add_argument("--most", type=int, default=20, help="how many differences to print")
     options = parser.parse_args()
     expected, actual = (
         scan(root, xattrs=not options.no_xattrs, content=not options.no_content)
         for root in (options.expected, options.actual)
     )
+    for tree in (expected, actual):
+        if options.ignore_root:
+            del tree[b"."]
+        if options.only_xattrs:
+            _keep_xattrs(tree, tuple(os.fsencode(options.only_xattrs).split(b",")))
     lines = compare(expected, actual, [os.fsencode(path) for path in options.ignore_mtime], options.ignore)
     for line in lines[: options.most]:
         print(line)

@@ -1,0 +1,94 @@
+"""Whole images, converted and mounted by the kernel in both forms, equal what other programs unpack."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from bench.node import Node
+from tests.images import catalog
+from tests.support import erofs_utils, oracles
+from tests.support.oracles import assert_same, ignoring_mtimes
+
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(600)]
+
+IMAGES = ["debian", "small", "adversarial", "layers127"]
+FORMS = ["encoded", "decoded"]
+
+
+class Converted(NamedTuple):
+    """A test image: unpacked by umoci, and its artifact."""
+
+    name: str
+    tree: Path
+    reference: str
+    options: list[str]  # of the comparison
+
+
+@pytest.fixture(scope="module", params=IMAGES)
+def image(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Converted]:
+    name = request.param
+    scratch = tmp_path_factory.mktemp(name)
+    with contextlib.ExitStack() as stack:
+        place = scratch / "umoci"
+        if name == "debian":
+            place.mkdir()
+        else:
+            stack.enter_context(oracles.tmpfs(place))
+        tree = oracles.umoci_unpack(name, place)
+        reference = oracles.convert(name, scratch / "artifact")
+        yield Converted(name, tree, reference, ignoring_mtimes(oracles.undefined_mtimes(name)))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_lazily_served_tree_equals_umoci_unpack(image: Converted, form: str, tmp_path: Path) -> None:
+    with Node(tmp_path / "node", "--plane", "fanotify", "--form", form) as node:
+        node.mount(image.reference, tmp_path / "mnt")
+        try:
+            assert_same(image.tree, tmp_path / "mnt", *image.options)
+        finally:
+            node.umount(tmp_path / "mnt")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_flat_export_equals_umoci_unpack(image: Converted, form: str, tmp_path: Path) -> None:
+    flat = tmp_path / "flat.erofs"
+    oracles.run(oracles.BUILDER, "export", image.reference, flat, "--form", form)
+    with oracles.mounted(flat, tmp_path / "mnt"):
+        assert_same(image.tree, tmp_path / "mnt", *image.options)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_fsck_extracts_the_same_bytes(image: Converted, form: str, tmp_path: Path) -> None:
+    flat = tmp_path / "flat.erofs"
+    oracles.run(oracles.BUILDER, "export", image.reference, flat, "--form", form)
+    with oracles.tmpfs(tmp_path / "tmpfs"):
+        target = tmp_path / "tmpfs" / "extracted"
+        erofs_utils.run("fsck.erofs", f"--extract={target}", "--preserve", "--xattrs", flat)
+        assert_same(image.tree, target, "--ignore-mtime=.", *image.options)
+
+
+def test_mkfs_of_the_unpacked_tree_reads_the_same(image: Converted, tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours.erofs", tmp_path / "theirs.erofs"
+    oracles.run(oracles.BUILDER, "export", image.reference, ours, "--form", "encoded")
+    erofs_utils.run("mkfs.erofs", "-x1", "--quiet", theirs, image.tree)
+    with oracles.mounted(ours, tmp_path / "a"), oracles.mounted(theirs, tmp_path / "b"):
+        assert_same(tmp_path / "b", tmp_path / "a", *image.options)
+
+
+def test_check_accepts_the_artifact(image: Converted) -> None:
+    oracles.run(oracles.BUILDER, "check", image.reference)
+
+
+def test_attributes_equal_buildahs(tmp_path: Path) -> None:
+    reference = oracles.convert("adversarial", tmp_path / "artifact", "xattrs")
+    flat = tmp_path / "flat.erofs"
+    oracles.run(oracles.BUILDER, "export", reference, flat, "--form", "encoded")
+    layout = catalog.image("adversarial") / "oracle"
+    with oracles.mounted(flat, tmp_path / "mnt"), oracles.buildah_mount(layout, "xattrs", tmp_path / "buildah") as tree:
+        # containers/storage restores user.* and security.capability, nothing else.
+        assert_same(tree, tmp_path / "mnt", "--only-xattrs=user.,security.", "--ignore-root")
