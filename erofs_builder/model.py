@@ -32,7 +32,8 @@ class Extent(NamedTuple):
 
     A file's bytes are either one extent anywhere in a frame at a multiple of 4 KiB (packed with other files), or
     several that each start their frame (frame_offset 0) and, but for the last, have a length that is a multiple of
-    4 KiB.
+    4 KiB. An extent of one block, unless it is a file's last one, lies in a frame that takes one block encoded; and no
+    frame takes more than one block encoded for one block of content (the kernel's index has no way to say either).
     """
 
     blob: Blob | None
