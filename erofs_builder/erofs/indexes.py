@@ -183,7 +183,7 @@ def _fits_no_record(extent: Extent) -> bool:
 
 def _is_partial(extent: Extent, frame: Frame) -> bool:
     # The file does not read the frame's very end (fsck.erofs counts the padding behind a file's last byte too), or the
-    # frame takes more bytes than it gives, which kernels from 7.0 refuse as "too much compressed data" without the flag.
+    # frame takes more bytes than it gives, which kernels from 7.0 on refuse without the flag.
     return extent.length != frame.decoded_size or extent.length < frame.encoded_size
 
 
@@ -199,11 +199,11 @@ def _frame_records(address: int, blocks: int, encoded_blocks: int, partial: bool
     if blocks == 1:
         return head
     first = Z_LCLUSTER_NONHEAD_INDEX.pack(Z_LCLUSTER_NONHEAD, 0, Z_LI_D0_CBLKCNT | encoded_blocks, blocks - 1)
-    return head + first + _nonheads(blocks)
+    return head + first + nonhead_records(blocks)
 
 
 @lru_cache(maxsize=256)
-def _nonheads(blocks: int) -> bytes:
+def nonhead_records(blocks: int) -> bytes:
     """The records of a frame's third and later blocks."""
     pack = Z_LCLUSTER_NONHEAD_INDEX.pack
     return b"".join([pack(Z_LCLUSTER_NONHEAD, 0, back, blocks - back) for back in range(2, blocks)])

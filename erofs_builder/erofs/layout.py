@@ -79,6 +79,8 @@ Z_LI_D0_CBLKCNT = 0x800
 Z_FRAGMENT_WHOLE = 1 << 63  # in the map header: the whole file lies in the packed inode
 Z_INDEX_OFFSET = 16  # map header and 8 reserved bytes, from the 8-aligned end of inode and xattrs
 
+Z_LCLUSTER_BITS_MAX = 4  # records that each cover up to 64 KiB, the reach of a 16-bit clusterofs
+
 DEVICE_SLOT_SIZE = 128
 DEVICE_SLOTS_MAX = 8192  # their table ends within 1 MiB, so that the root inode's nid fits 16 bits
 
