@@ -24,6 +24,7 @@ written in tmp/, synced and renamed.
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,20 +63,25 @@ class Layout:
         for name in ("images", "blobs", "objects", "tmp"):
             (self.root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         for leftover in self.tmp.iterdir():
-            leftover.unlink()
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
 
 
-def replace_file(path: Path, data: bytes, tmp: Path) -> None:
-    """Write a file so that after a crash either the old or the new one is there, whole."""
+def replace_file(path: Path, data: bytes, tmp: Path, *, durable: bool = True) -> None:
+    """Write a file so that after a crash either the old or the new one is there, whole (of a `durable` one)."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = tmp / f"{os.getpid()}-{os.urandom(6).hex()}"
     try:
         with temporary.open("xb") as stream:
             stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
         temporary.rename(path)
-        sync_directory(path.parent)
+        if durable:
+            sync_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -44,7 +44,7 @@ class ReadyMap:
         bits = self._read("ready", self._boot)
         if bits is None:
             bits = self._read("synced", None) or bytes((frames + 7) // 8)
-            replace_file(directory / "ready", self._encoded(bits), tmp)
+            replace_file(directory / "ready", self._encoded(bits), tmp, durable=False)
         with (directory / "ready").open("r+b") as stream:
             self._map = mmap.mmap(stream.fileno(), 0)
         self._count = sum(byte.bit_count() for byte in bits)

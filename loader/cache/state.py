@@ -133,19 +133,25 @@ class State:
             for digest, name, source, size, pinned, *times in rows
         ]
 
-    def find_image(self, text: str) -> Digest | None:
-        """The image with this name, digest or unambiguous start of the digest's hex."""
+    def find_name(self, name: str) -> Digest | None:
+        """The image that was added under this name last."""
         with self._lock:
-            row = self._db.execute("SELECT image FROM names WHERE name = ?", (text,)).fetchone()
-            if row:
-                return Digest.parse(row[0])
-            start = text.removeprefix("sha256:")
-            if len(start) < 6 or set(start) - set("0123456789abcdef"):
-                return None
+            row = self._db.execute("SELECT image FROM names WHERE name = ?", (name,)).fetchone()
+        return Digest.parse(row[0]) if row else None
+
+    def find_id(self, text: str) -> Digest | None:
+        """The image with this digest or unambiguous start (six digits or more) of its hex."""
+        start = text.removeprefix("sha256:")
+        if not 6 <= len(start) <= 64 or set(start) - set("0123456789abcdef"):
+            return None
+        with self._lock:
             rows = self._db.execute(
                 "SELECT digest FROM images WHERE digest LIKE ? LIMIT 2", (f"sha256:{start}%",)
             ).fetchall()
         return Digest.parse(rows[0][0]) if len(rows) == 1 else None
+
+    def image(self, digest: Digest) -> ImageRecord | None:
+        return next((image for image in self.images() if image.digest == digest), None)
 
     def payloads(self, image: Digest) -> dict[Form, Digest]:
         """The forms whose payload is stored, with the payload file's own digest."""

@@ -21,6 +21,7 @@ from erofs_builder.frames import Frame
 from loader.cache.claims import Flight, FlightTable, Priority, Run
 from loader.errors import LoaderError, NotFoundError, TransientRegistryError
 from loader.worker.counters import Counters
+from loader.worker.readahead import LinkEstimate
 from loader.worker.sources import Sources
 
 log = logging.getLogger(__name__)
@@ -38,11 +39,13 @@ class Fetcher:
     """The fetching threads. `make_room(bytes)` is asked once when a file system is full."""
 
     def __init__(
-        self, flights: FlightTable, sources: Sources, counters: Counters, make_room: Callable[[int], int]
-    ) -> None:
+        self, flights: FlightTable, sources: Sources, counters: Counters, link: LinkEstimate,
+        make_room: Callable[[int], int],
+    ) -> None:  # fmt: skip
         self._flights = flights
         self._sources = sources
         self._counters = counters
+        self._link = link
         self._make_room = make_room
         self._local = threading.local()
         self._threads: list[threading.Thread] = []
@@ -85,7 +88,9 @@ class Fetcher:
             return
         self._counters.add("fetches")
         self._counters.add("fetched_bytes", length)
-        self._counters.add_seconds("fetch_seconds", time.monotonic() - started)
+        seconds = time.monotonic() - started
+        self._counters.add_seconds("fetch_seconds", seconds)
+        self._link.note(length, seconds)
         for flight in run.flights:
             frame = table[flight.frame]
             self._store(flight, frame, raw[frame.encoded_offset - offset :][: frame.encoded_size], run.priority, source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import errno as numbers
 import itertools
 import os
 import socket
@@ -62,7 +63,7 @@ class Link:
         """Answer a cachefiles OPEN with the object's size, or -errno."""
         self._send(pack_json(Kind.OPENED, {"id": request, "size": size}))
 
-    def call(self, name: str, timeout: float = 60.0, **arguments: Any) -> tuple[dict[str, Any], int | None]:
+    def call(self, name: str, timeout: float = 60.0, /, **arguments: Any) -> tuple[dict[str, Any], int | None]:
         """Have the keeper do something; its result and descriptor. CallError carries its errno. Not for the reader."""
         token = next(self._tokens)
         future: Future[tuple[dict[str, Any], int | None]] = Future()
@@ -100,8 +101,6 @@ class Link:
 
 def as_loader_error(error: CallError, what: str) -> LoaderError:
     """A keeper's errno as the error with the right exit code."""
-    import errno as numbers
-
     if error.errno in (numbers.EBUSY, numbers.EEXIST):
         return BusyError(f"{what}: {error}")
     if error.errno in (numbers.ENOENT, numbers.ENOTDIR):

@@ -1,0 +1,242 @@
+"""The images that this node knows: fetched, verified and recorded once, served from then on without their registry."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import shutil
+import struct
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import zstandard
+
+from erofs_builder.digest import Digest
+from erofs_builder.errors import ArtifactError, IntegrityError
+from erofs_builder.frames import FrameTable
+from erofs_builder.payload import ALIGNMENT, Form, decode_payload, device_tag
+from loader.artifact import PAYLOAD_SIZE_ANNOTATION, Artifact
+from loader.cache.files import store_table
+from loader.cache.layout import Layout, replace_file
+from loader.cache.state import ImageRecord, State
+from loader.errors import BusyError, NotFoundError, RegistryError, UsageError
+from loader.registry.base import Descriptor
+from loader.registry.find import find_artifact
+from loader.registry.reference import LayoutReference, RegistryReference, RootfsReference, parse_reference
+from loader.worker.counters import Counters
+from loader.worker.objects import tags
+from loader.worker.sources import Sources
+
+log = logging.getLogger(__name__)
+
+MAX_PAYLOAD = 1 << 30  # decompressed; an image of ten million files stays below
+_SUPERBLOCK = 1024
+
+
+class Images:
+    """Images by name and digest. Thread-safe."""
+
+    def __init__(self, layout: Layout, state: State, sources: Sources, counters: Counters) -> None:
+        self._layout = layout
+        self._state = state
+        self._sources = sources
+        self._counters = counters
+        self._adding = threading.Lock()
+        self._tags: dict[str, tuple[Form, Digest]] = {}
+        self.reload()
+
+    def reload(self) -> None:
+        """Read the records again: which source holds which blob, and the tags of all blobs."""
+        self._sources.clear()
+        known: set[Digest] = set()
+        for image in self._state.images():
+            blobs = [blob for blob, _ in image.blobs]
+            self._sources.add(repository(image.source), blobs)
+            known.update(blobs)
+        self._tags = tags(known)
+
+    def find(self, text: str) -> ImageRecord:
+        """A known image by name, digest or start of it; NotFoundError otherwise."""
+        digest = self._state.find_id(text) or self._state.find_name(canonical(text))
+        record = self._state.image(digest) if digest else None
+        if record is None:
+            raise NotFoundError(f"no image {text} is known here", hint="`erofs-loader list` shows those that are")
+        return record
+
+    def add(self, text: str, form: Form) -> ImageRecord:
+        """Have an image's metadata of one form on this node.
+
+        What an id or a digest names needs its registry only for what is missing here; a tag is looked up each time, but
+        if that fails the image that it named last is taken.
+        """
+        by_id = self._state.find_id(text)
+        reference = canonical(text) if by_id is None else ""
+        digest = by_id or self._state.find_name(reference)
+        known = self._state.image(digest) if digest else None
+        here = known is not None and self._has_payload(known.digest, form)
+        if known and here and (by_id or pinned(reference)):
+            return known
+        try:
+            if known and by_id:
+                return self._fetch(known.source, known.name, form)
+            return self._fetch(reference, reference, form)
+        except RegistryError as error:
+            if known and here:
+                log.warning("%s: %s; using what is here, %s", text, error, known.digest)
+                return known
+            raise
+
+    def _has_payload(self, image: Digest, form: Form) -> bool:
+        return form in self._state.payloads(image) and self._layout.payload(image, form).exists()
+
+    def _fetch(self, reference: str, name: str, form: Form) -> ImageRecord:
+        source = self._sources.open(repository(reference))
+        descriptor, artifact = find_artifact(source, wanted(reference))
+        if not self._has_payload(descriptor.digest, form):
+            metadata = artifact.metadata.get(form)
+            if metadata is None:
+                raise NotFoundError(f"{name}: the artifact has no metadata in the {form.value} form")
+            compressed = source.blob(metadata)
+            self._counters.add("fetched_bytes", len(compressed))
+            payload, tables = verified_payload(compressed, metadata, artifact, form)
+            self._store(descriptor.digest, form, payload, tables)
+            sha256 = Digest.of(payload)
+        else:
+            sha256 = self._state.payloads(descriptor.digest)[form]
+        record = ImageRecord(
+            descriptor.digest,
+            name,
+            with_digest(reference, descriptor.digest),
+            sum(blob.size for blob in artifact.blobs),
+            tuple((blob.digest, blob.size) for blob in artifact.blobs),
+        )
+        with self._adding:
+            self._state.add_image(record, form, sha256)
+            self.reload()
+        return record
+
+    def _store(self, image: Digest, form: Form, payload: bytes, tables: tuple[FrameTable, ...]) -> None:
+        for table in tables:
+            store_table(self._layout, form, table)
+        replace_file(self._layout.payload(image, form), payload, self._layout.tmp)
+
+    def payload(self, image: Digest, form: Form) -> tuple[Path, tuple[FrameTable, ...]]:
+        """The stored payload's path and frame tables, checked against the digest that was recorded with it."""
+        path = self._layout.payload(image, form)
+        expected = self._state.payloads(image).get(form)
+        if expected is None or not path.exists():
+            raise NotFoundError(f"{image}: its {form.value} metadata is not here")
+        data = path.read_bytes()
+        expected.verify(data, str(path))
+        return path, decode_payload(data).tables
+
+    def find_payload(self, fsid: str) -> Path | None:
+        """cachefiles: the payload that a fsid names; several mounts of one image add `.N` to it."""
+        hexadecimal, _, form_name = fsid.partition(".")[0].partition("-")
+        try:
+            path = self._layout.payload(Digest.parse(f"sha256:{hexadecimal}"), Form(form_name))
+        except Exception:  # not one of ours, whatever it is
+            return None
+        return path if path.exists() else None
+
+    def find_tag(self, tag: str) -> tuple[Form, Digest] | None:
+        """The blob and form that a device slot's tag names."""
+        return self._tags.get(tag)
+
+    def remove(self, record: ImageRecord) -> None:
+        """Forget an image; its blobs go at the next collection. BusyError while it is mounted."""
+        if mounted := [mount.target for mount in self._state.mounts() if mount.image == record.digest]:
+            raise BusyError(f"{record.name} is mounted on {', '.join(mounted)}", hint="unmount it first")
+        with self._adding:
+            self._state.remove_image(record.digest)
+            self.reload()
+        shutil.rmtree(self._layout.payload(record.digest, Form.ENCODED).parent, ignore_errors=True)
+
+
+def verified_payload(
+    compressed: bytes, descriptor: Descriptor, artifact: Artifact, form: Form
+) -> tuple[bytes, tuple[FrameTable, ...]]:
+    """Decompress a metadata payload, bounded, and hold it against the manifest that it belongs to."""
+    descriptor.digest.verify(compressed, "metadata payload")
+    size = _payload_size(descriptor)
+    try:
+        with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(io.BytesIO(compressed)) as reader:
+            data = reader.read(size + 1)
+    except zstandard.ZstdError as error:
+        raise ArtifactError(f"metadata payload: {error}") from None
+    if len(data) != size:
+        raise ArtifactError(f"metadata payload: it does not decompress to the {size} bytes that its descriptor says")
+    payload = decode_payload(data)
+    if payload.form is not form:
+        raise ArtifactError(f"metadata payload: it is of the {payload.form.value} form, not {form.value}")
+    sizes = {blob.digest: blob.size for blob in artifact.blobs}
+    for table in payload.tables:
+        if sizes.get(table.blob_digest) != table.blob_size:
+            raise ArtifactError(f"metadata payload: the manifest does not list blob {table.blob_digest} in its size")
+    expected = [device_tag(form, table.blob_digest) for table in payload.tables]
+    if device_tags(payload.erofs) != expected:
+        raise IntegrityError("metadata payload: device slots and frame tables do not match")
+    return data, payload.tables
+
+
+def _payload_size(descriptor: Descriptor) -> int:
+    text = descriptor.annotations.get(PAYLOAD_SIZE_ANNOTATION, "")
+    if not (text.isascii() and text.isdigit() and len(text) < 12) or not 0 < int(text) <= MAX_PAYLOAD:
+        raise ArtifactError(f"metadata descriptor: {PAYLOAD_SIZE_ANNOTATION} is {text[:40]!r}")
+    if int(text) % ALIGNMENT:
+        raise ArtifactError(f"metadata descriptor: {PAYLOAD_SIZE_ANNOTATION} is not a multiple of {ALIGNMENT}")
+    return int(text)
+
+
+def device_tags(erofs: bytes) -> list[str]:
+    """The tags of a superblock's device slots, in order."""
+    if len(erofs) < _SUPERBLOCK + 128 or erofs[_SUPERBLOCK : _SUPERBLOCK + 4] != b"\xe2\xe1\xf5\xe0":
+        raise ArtifactError("metadata payload: no EROFS superblock")
+    count, slot = struct.unpack_from("<HH", erofs, _SUPERBLOCK + 86)
+    start = slot * 128
+    if start + count * 128 > len(erofs):
+        raise ArtifactError("metadata payload: device slots outside of the file")
+    slots = (erofs[position : position + 64] for position in range(start, start + count * 128, 128))
+    return [tag.rstrip(b"\0").decode("ascii", "replace") for tag in slots]
+
+
+# Names of images
+
+
+def canonical(text: str) -> str:
+    """An image's name in full; a layout's directory made absolute."""
+    reference = parse_reference(text)
+    if isinstance(reference, LayoutReference):
+        return str(replace(reference, path=Path(os.path.abspath(reference.path))))  # noqa: PTH100 - no symlink is followed
+    return str(reference)
+
+
+def repository(text: str) -> str:
+    """The place that an image is in, without tag and digest."""
+    reference = parse_reference(text)
+    if isinstance(reference, RegistryReference | LayoutReference):
+        return str(replace(reference, tag=None, digest=None))
+    return str(reference)
+
+
+def with_digest(text: str, digest: Digest) -> str:
+    """The same place, this manifest."""
+    reference = parse_reference(text)
+    if isinstance(reference, RegistryReference | LayoutReference):
+        return str(replace(reference, tag=None, digest=digest))
+    return str(reference)
+
+
+def pinned(text: str) -> bool:
+    """Whether a name always means the same manifest."""
+    return getattr(parse_reference(text), "digest", None) is not None
+
+
+def wanted(text: str) -> str:
+    """What `ImageSource.resolve` takes for this reference."""
+    reference = parse_reference(text)
+    if isinstance(reference, RootfsReference):
+        raise UsageError(f"{text}: a directory is not an image", hint="convert it first: erofs-builder convert")
+    return reference.name

@@ -1,0 +1,235 @@
+"""Mounting and unmounting, on both planes, and what a restart does about the mounts that are on record."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from erofs_builder.digest import Digest
+from erofs_builder.errors import FormatError, IntegrityError
+from erofs_builder.frames import FrameTable
+from erofs_builder.payload import Form
+from loader.cache.claims import FlightTable
+from loader.cache.files import CacheFile, prepare_blob
+from loader.cache.layout import Layout
+from loader.cache.ready import boot_id
+from loader.cache.state import ImageRecord, MountRecord, State
+from loader.errors import BusyError, LoaderError, NotFoundError
+from loader.worker.images import Images
+from loader.worker.link import CallError, Link, as_loader_error
+from loader.worker.objects import Objects, blob_key
+from mounts.mountinfo import mountinfo
+
+log = logging.getLogger(__name__)
+
+# The encoded form must not be mounted with the kernel's default strategy: it keeps compressed pages of its own, and a
+# page that was read through a hole stays bad after the hole was filled.
+OPTIONS = {Form.ENCODED: ["cache_strategy=disabled"], Form.DECODED: []}
+
+
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """A mount that this daemon made."""
+
+    record: MountRecord
+    image: ImageRecord
+
+
+class Mounting:
+    """Mounts by target. One mount or unmount at a time; fetching metadata is done before, by `Images`."""
+
+    def __init__(
+        self, plane: str, domain: str, layout: Layout, state: State, images: Images, objects: Objects,
+        flights: FlightTable, link: Link,
+    ) -> None:  # fmt: skip
+        self.plane = plane
+        self.domain = domain
+        self._layout = layout
+        self._state = state
+        self._images = images
+        self._objects = objects
+        self._flights = flights
+        self._link = link
+        self._lock = threading.Lock()
+        self._boot = boot_id().hex()
+
+    def exclusive(self) -> threading.Lock:
+        """Held while nothing is mounted or unmounted."""
+        return self._lock
+
+    def mount(self, image: ImageRecord, target: str, form: Form) -> MountRecord:
+        """Mount a known image; the same again is fine. BusyError if something else is there."""
+        path = Path(target)
+        if not path.is_dir():
+            raise NotFoundError(f"{target} is not a directory", hint="create it first")
+        with self._lock:
+            existing = self._existing(target)
+            if existing is not None:
+                if (existing.image, existing.form) == (image.digest, form):
+                    return existing
+                raise BusyError(f"{target}: {existing.image} ({existing.form.value}) is mounted there")
+            payload, tables = self._images.payload(image.digest, form)
+            try:
+                if self.plane == "fanotify":
+                    record = self._mount_files(image, target, form, payload, tables)
+                else:
+                    record = self._mount_fsid(image, target, form)
+            except CallError as error:
+                raise as_loader_error(error, f"mounting {image.name} on {target}") from None
+            self._state.add_mount(record)
+            self._state.touch_image(image.digest)
+            self._state.touch_blobs([(table.blob_digest, form) for table in tables])
+        return record
+
+    def _existing(self, target: str) -> MountRecord | None:
+        record = next((mount for mount in self._state.mounts() if mount.target == target), None)
+        if record is None:
+            return None
+        if record.boot == self._boot and is_mounted(target):
+            return record
+        self._state.remove_mount(target)
+        return None
+
+    def _mount_files(
+        self, image: ImageRecord, target: str, form: Form, payload: Path, tables: tuple[FrameTable, ...]
+    ) -> MountRecord:
+        files = [self._open_blob(form, table) for table in tables]
+        self._link.call(
+            "mount",
+            source=str(payload),
+            devices=[str(self._layout.data(table.blob_digest, form)) for table in tables],
+            options=OPTIONS[form],
+            target=target,
+            objects=[file.object for file in files],
+        )
+        return MountRecord(target, image.digest, form, "fanotify", None, time.time(), self._boot)
+
+    def _open_blob(self, form: Form, table: FrameTable) -> CacheFile:
+        """The blob's cache file, marked: before the mount, or its holes would read as they are."""
+        file = self._objects.file(form, table.blob_digest)
+        if file is not None and file.object is not None:
+            return file
+        path = prepare_blob(self._layout, form, table)
+        key = blob_key(form, table.blob_digest)
+        size = table.decoded_size if form is Form.DECODED else table.blob_size
+        result, fd = self._link.call("create", name=key, path=str(path), form=form.value, size=size)
+        if fd is None:
+            raise LoaderError(f"the keeper opened {key}, but sent no descriptor")
+        return self._objects.add_fanotify(int(result["object"]), form, table.blob_digest, fd)
+
+    def _mount_fsid(self, image: ImageRecord, target: str, form: Form) -> MountRecord:
+        used = {mount.fsid for mount in self._state.mounts()}
+        base = image_fsid(image.digest, form)
+        fsid = next(name for name in (base, *(f"{base}.{n}" for n in range(1, len(used) + 2))) if name not in used)
+        self._link.call(
+            "mount",
+            source="none",
+            devices=[],
+            options=OPTIONS[form],
+            target=target,
+            fsid=fsid,
+            domain_id=self.domain,
+            objects=[],
+        )
+        return MountRecord(target, image.digest, form, "cachefiles", fsid, time.time(), self._boot)
+
+    def umount(self, target: str, *, lazy: bool = False) -> None:
+        """Unmount; NotFoundError if nothing of ours is mounted there, BusyError while it is used."""
+        with self._lock:
+            if not any(mount.target == target for mount in self._state.mounts()):
+                raise NotFoundError(f"{target}: no mount of this daemon", hint="`erofs-loader list` shows its mounts")
+            if is_mounted(target):
+                try:
+                    self._link.call("umount", target=target, lazy=lazy)
+                except CallError as error:
+                    raise as_loader_error(error, f"unmounting {target}") from None
+            self._state.remove_mount(target)
+        self.release_unused()
+
+    def release_unused(self) -> int:
+        """fanotify: give back the marks of blobs that no file system of the kernel has open; how many."""
+        if self.plane != "fanotify":
+            return 0
+        released = 0
+        with self._lock:
+            wanted = {
+                (table.blob_digest, mount.form)
+                for mount in self._state.mounts()
+                for table in self._tables(mount.image, mount.form)
+            }
+            for file in self._objects.files():
+                if (file.blob, file.form) not in wanted and self._unused(file):
+                    released += self._release(file)
+        return released
+
+    def _tables(self, image: Digest, form: Form) -> tuple[FrameTable, ...]:
+        try:
+            return self._images.payload(image, form)[1]
+        except (LoaderError, FormatError, IntegrityError, OSError) as error:
+            log.warning("%s: %s", image, error)
+            return ()
+
+    def _unused(self, file: CacheFile) -> bool:
+        """Whether our descriptor is the only one: the kernel grants a write lease on nothing less.
+
+        A mount that was unmounted lazily, or lives on in another mount namespace, still has the file open.
+        """
+        if file.writer is None:
+            return False
+        try:
+            with file.writer.descriptor() as fd:
+                fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+                fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        except OSError:
+            return False
+        return True
+
+    def _release(self, file: CacheFile) -> int:
+        number = file.object
+        if number is None:
+            return 0
+        self._flights.forget(file)
+        try:
+            file.checkpoint()
+            self._link.call("release", object=number)
+        except (CallError, OSError) as error:
+            log.warning("cannot release %s: %s", file, error)
+            return 0
+        self._objects.close(number)
+        return 1
+
+    def recover(self, fenced: list[Any]) -> None:
+        """After a start: forget mounts that are gone, make those of before a reboot again."""
+        for record in self._state.mounts():
+            if record.boot == self._boot:
+                if not is_mounted(record.target):
+                    log.info("%s is not mounted any more", record.target)
+                    self._state.remove_mount(record.target)
+                continue
+            self._state.remove_mount(record.target)
+            image = self._state.image(record.image)
+            if image is None or record.plane != self.plane:
+                continue
+            try:
+                self.mount(image, record.target, record.form)
+                log.info("mounted %s on %s again", image.name, record.target)
+            except (LoaderError, FormatError, IntegrityError, OSError) as error:
+                log.error("cannot mount %s on %s again: %s", image.name, record.target, error)
+                self._state.add_mount(record)
+        if fenced:
+            log.error("fenced, since their blobs went unserved: %s", fenced)
+
+
+def image_fsid(image: Digest, form: Form) -> str:
+    """The fsid of an image in a form; other forms of it are other metadata."""
+    return f"{image.hex}-{form.value}"
+
+
+def is_mounted(target: str) -> bool:
+    """Whether an EROFS is mounted right there."""
+    return any(entry.target == target for entry in mountinfo("erofs"))

@@ -1,0 +1,87 @@
+"""A READ of the kernel, from its arrival to its answer:
+
+object → frames that cover it → all there: answer → else: their flights (fetcher.py) → the last one landed: answer
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from functools import partial
+
+from loader.cache.claims import FlightTable, Priority, Waiter
+from loader.cache.files import CacheFile
+from loader.keeper.protocol import Request
+from loader.worker.counters import Counters
+from loader.worker.objects import MetadataObject, Objects
+from loader.worker.readahead import ReadAhead
+
+log = logging.getLogger(__name__)
+
+
+class ReadPath:
+    """Turns requests into answers, each exactly one. `answer(id, errno)` tells the keeper."""
+
+    def __init__(
+        self,
+        objects: Objects,
+        flights: FlightTable,
+        readahead: ReadAhead,
+        counters: Counters,
+        answer: Callable[[int, int], None],
+        executor: Executor,
+        deadline: float,
+    ) -> None:
+        self._objects = objects
+        self._flights = flights
+        self._readahead = readahead
+        self._counters = counters
+        self._answer = answer
+        self._executor = executor
+        self._deadline = deadline
+        self.trace: Callable[[CacheFile, range], None] | None = None
+
+    def request(self, request: Request) -> None:
+        """Serve a READ. Returns at once; the answer may come later, from another thread."""
+        self._counters.add("requests")
+        self._counters.add("request_bytes", request.length)
+        item = self._objects.get(request.object)
+        if item is not None and item.metadata is not None:
+            self._executor.submit(self._metadata, request, item.metadata)
+        elif item is not None and item.file is not None:
+            self._blob(request, item.file)
+        else:
+            log.error("READ %d of unknown object %d", request.id, request.object)
+            self._counters.add("requests_failed")
+            self._answer(request.id, errno.EIO)
+
+    def _blob(self, request: Request, file: CacheFile) -> None:
+        frames = file.covering(request.offset, request.length)
+        started = time.monotonic()
+        waiter = Waiter(partial(self._done, request, file, started), started + self._deadline)
+        if not self._flights.want(file, frames, Priority.DEMAND, waiter):
+            self._counters.add("requests_ready")
+        if self.trace is not None:
+            self.trace(file, frames)
+        if ahead := self._readahead.after(file, frames):
+            self._flights.want(file, ahead, Priority.AHEAD)
+
+    def _done(self, request: Request, file: CacheFile, started: float, error: int) -> None:
+        if error:
+            self._counters.add("requests_failed")
+            log.error("READ of %s, bytes %d+%d: error %d", file, request.offset, request.length, error)
+        self._answer(request.id, error)
+        self._counters.add_seconds("request_wait_seconds", time.monotonic() - started)
+
+    def _metadata(self, request: Request, metadata: MetadataObject) -> None:
+        try:
+            metadata.fill()
+        except OSError as error:
+            log.error("cannot copy %s into its cachefiles object: %s", metadata.payload, error)
+            self._counters.add("requests_failed")
+            self._answer(request.id, errno.EIO)
+        else:
+            self._answer(request.id, 0)

@@ -1,0 +1,183 @@
+"""The worker as a whole: its parts put together, the packets of the keeper sent to them, and what runs by the clock."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from erofs_builder.payload import Form
+from loader.cache.claims import FlightTable
+from loader.cache.files import CacheFile
+from loader.cache.layout import Layout
+from loader.cache.state import State
+from loader.config import Config
+from loader.errors import LoaderError
+from loader.keeper.protocol import Kind, Request
+from loader.registry.base import ImageSource
+from loader.registry.config import RegistryConfig
+from loader.registry.open import open_image
+from loader.worker.collector import Collector
+from loader.worker.counters import Counters
+from loader.worker.fetcher import Fetcher
+from loader.worker.images import Images
+from loader.worker.link import Link, Packet
+from loader.worker.mounting import Mounting
+from loader.worker.objects import Objects
+from loader.worker.proof import prove
+from loader.worker.readahead import LinkEstimate, ReadAhead
+from loader.worker.readpath import ReadPath
+from loader.worker.sources import Sources
+
+log = logging.getLogger(__name__)
+
+RANGE_LIMIT = 1 << 20  # bytes of one range request
+EXPIRE_INTERVAL = 0.25  # seconds
+CHECKPOINT_INTERVAL = 5.0
+
+
+class Service:
+    """Everything that a worker has. `plane` is what the keeper says that it serves."""
+
+    def __init__(self, config: Config, registries: RegistryConfig, link: Link, plane: str) -> None:
+        self.config = config
+        self.plane = plane
+        self.started = time.time()
+        self.layout = Layout(config.root)
+        self.layout.prepare()
+        self.state = State(self.layout.database)
+        self.counters = Counters()
+        self.link = link
+        self.link_estimate = LinkEstimate()
+        self.sources = Sources(lambda text: _open_repository(text, registries))
+        self.images = Images(self.layout, self.state, self.sources, self.counters)
+        self.objects = Objects(self.layout, self.images.find_payload, self.images.find_tag)
+        self.flights = FlightTable(config.connections, config.prefetch_connections, RANGE_LIMIT)
+        self.readahead = ReadAhead(self.link_estimate, config.readahead)
+        self.executor = ThreadPoolExecutor(8, "work")
+        self.mounting = Mounting(
+            plane, config.domain, self.layout, self.state, self.images, self.objects, self.flights, link
+        )
+        self.collector = Collector(self.layout, self.state, self.objects, self.mounting, self.counters, config.quota)
+        self.fetcher = Fetcher(self.flights, self.sources, self.counters, self.link_estimate, self.collector.make_room)
+        self.readpath = ReadPath(
+            self.objects, self.flights, self.readahead, self.counters, link.answer, self.executor, config.deadline
+        )
+        self.generation = 0
+        self.fenced: list[Any] = []
+        self._stopped = threading.Event()
+
+    @property
+    def form(self) -> Form:
+        """The form of new mounts that do not name one."""
+        return Form.ENCODED if self.config.form == "auto" else Form(self.config.form)
+
+    def serve(self, packets: Iterator[Packet]) -> None:
+        """Handle the keeper's packets until it hangs up. Nothing in here waits for the network or a CALL."""
+        self.fetcher.start(self.config.connections)
+        threading.Thread(target=self._expire, name="expire", daemon=True).start()
+        threading.Thread(target=self._housekeep, name="housekeep", daemon=True).start()
+        for kind, body, fd in packets:
+            try:
+                self._packet(kind, body, fd)
+            except Exception:  # one bad packet must not end the serving of all others
+                log.exception("a %s packet could not be handled", kind.name)
+
+    def _packet(self, kind: Kind, body: Any, fd: int | None) -> None:
+        if kind is Kind.REQUEST and isinstance(body, Request):
+            self.readpath.request(body)
+        elif kind is Kind.OBJECT and fd is not None:
+            self.objects.add_from_keeper(body, fd)
+        elif kind is Kind.OPEN and fd is not None:
+            size = self.objects.add_cachefiles(int(body["object"]), str(body["volume"]), str(body["cookie"]), fd)
+            self.link.opened(int(body["id"]), size)
+        elif kind is Kind.CLOSED:
+            self._closed(int(body["object"]))
+        elif kind is Kind.READY:
+            self.generation = int(body.get("generation", 0))
+            self.fenced = list(body.get("fenced") or ())
+            self.executor.submit(self._recover)
+        else:
+            log.error("unexpected packet %s", kind.name)
+            if fd is not None:
+                os.close(fd)
+
+    def _closed(self, number: int) -> None:
+        item = self.objects.get(number)
+        if item is None or item.file is None:
+            self.objects.close(number)
+            return
+        file = item.file
+        self.readahead.forget(file)
+        _checkpoint(file)
+        self.objects.close(number)
+        self.flights.forget(file)
+
+    def _recover(self) -> None:
+        try:
+            self.mounting.recover(self.fenced)
+        except Exception:
+            log.exception("the mounts on record could not be checked")
+
+    def _expire(self) -> None:
+        while not self._stopped.wait(EXPIRE_INTERVAL):
+            if expired := self.flights.expire():
+                self.counters.add("requests_expired", expired)
+
+    def _housekeep(self) -> None:
+        while not self._stopped.wait(CHECKPOINT_INTERVAL):
+            try:
+                self._housekeeping()
+            except Exception:
+                log.exception("housekeeping failed")
+
+    def _housekeeping(self) -> None:
+        used = [file for file in self.objects.files() if file.ready.dirty]
+        for file in used:
+            _checkpoint(file)
+        if used:
+            self.state.touch_blobs([(file.blob, file.form) for file in used])
+        for file in self.objects.files():
+            if file.trusted and file.ready.complete and not file.completed:
+                self._complete(file)
+        self.mounting.release_unused()
+        self.collector.enforce_quota()
+
+    def _complete(self, file: CacheFile) -> None:
+        """A whole file needs no mark: its readers never come to us again."""
+        if file.form is Form.ENCODED and not prove(file):
+            return
+        if file.form is Form.ENCODED:
+            self.state.set_proven(file.blob, file.form)
+        try:
+            self.link.call("complete", object=file.object)
+            file.completed = True
+        except (LoaderError, OSError) as error:
+            log.warning("cannot complete %s: %s", file, error)
+
+    def stop(self) -> None:
+        """Leave in order: sync what is ready. Requests that are not answered go to the next worker."""
+        self._stopped.set()
+        self.flights.stop()
+        for file in self.objects.files():
+            _checkpoint(file)
+        self.executor.shutdown(wait=False, cancel_futures=True)
+        self.sources.close()
+        self.state.close()
+
+
+def _checkpoint(file: CacheFile) -> None:
+    try:
+        file.checkpoint()
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            log.error("cannot sync %s: %s", file, error)
+
+
+def _open_repository(text: str, registries: RegistryConfig) -> ImageSource:
+    return open_image(text, registries)[0]
