@@ -165,6 +165,8 @@ class Packer:
         return -1 - current.number, offset
 
     def _close(self, full: _Bin) -> None:
+        if len(full.content) == BLOCK:
+            full.content += _ZEROS[:BLOCK]  # incompressible, one block of content would take two (see model.Extent)
         self._bin_frames[full.number] = self._writer.add(full.content)
 
     def finish(self) -> FrameTable | None:
