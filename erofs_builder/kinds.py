@@ -1,8 +1,9 @@
 """Kinds of files: how each is cut into frames. Part of the encoder's version, for it decides a blob's bytes.
 
 Files of one kind are read in one way: a program maps a few pages of a shared library, but reads a module or a text
-whole; headers and documentation are not read at start-up at all. Keeping kinds in frames of
-their own keeps what is not needed out of what is fetched; the sizes trade bytes fetched against the compression ratio (bench/frames.py measures both).
+whole; headers and documentation are not read at start-up at all. Keeping kinds in frames of their own keeps what is not
+needed out of what is fetched; the sizes trade bytes fetched against the compression ratio (bench/frames.py measures
+both).
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def build_layer(
 
     The stream is read to its end, whatever lies behind the archive. `blob_out.write` gets the blob in order; nothing is
     written for a layer without file data. `base` maps content to pieces of blobs that exist elsewhere
-    (`base_pieces`); those are left out here. `on_progress` is called with the plain bytes of each entry taken in.
+    (`packer.base_pieces`); those are left out here. `on_progress` is called with each entry's size.
 
     Raises TarError (malformed or cut off), UnsupportedError (what EROFS cannot hold).
     """

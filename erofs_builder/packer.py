@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from erofs_builder.blob import BlobWriter, Buffer
 from erofs_builder.contents import Contents
+from erofs_builder.digest import Digest
+from erofs_builder.errors import ArtifactError
 from erofs_builder.frames import BLOCK, FrameTable
 from erofs_builder.kinds import SMALLEST_PIECE, Kind, classify
 from erofs_builder.model import Blob, Extent
@@ -41,6 +43,26 @@ class BasePiece(NamedTuple):
 
 
 Base = Mapping[bytes, BasePiece]  # sha256 → where
+
+
+def base_pieces(index: Iterable[tuple[Digest, Contents]], blobs: Mapping[Digest, Blob]) -> Base:
+    """What the base's blobs hold, for `Packer`: its content index, and its blobs (complete, `from_base`) by digest.
+
+    ArtifactError if the index names places that a blob's frame table does not have. Blobs that the index names and the
+    base does not have are passed over.
+    """
+    found: dict[bytes, BasePiece] = {}
+    for digest, contents in index:
+        blob = blobs.get(digest)
+        if blob is None or blob.table is None:
+            continue
+        for piece in contents:
+            if piece.frame >= len(blob.table) or piece.offset + piece.length > blob.table[piece.frame].decoded_size:
+                raise ArtifactError(f"content index: blob {digest} has no {piece.length} bytes in frame {piece.frame}")
+            known = found.get(piece.digest)
+            if known is None or (known.offset and not piece.offset):
+                found[piece.digest] = BasePiece(blob, piece.frame, piece.offset, piece.length)
+    return found
 
 
 class FileRef(NamedTuple):
