@@ -1,4 +1,4 @@
-"""The kernel alone: mkfs.erofs's image through the smallest cachefiles daemon, with and without domain_id."""
+"""The kernel alone: mkfs.erofs's images through the smallest cachefiles daemon, with and without domain_id."""
 
 import hashlib
 import os
@@ -8,28 +8,29 @@ import subprocess
 from pathlib import Path
 
 PLANES = ("cachefiles",)
-FORMS = ("decoded",)
 BOOTS = ("mounts",)
 
 
 def host(host):
-    """A chunk-based image with one blob, made by somebody else's program, and every file's digest."""
-    return host.once("bare", _make)
+    """An image made by somebody else's program (decoded: chunks in a blob; encoded: zstd), and every file's digest."""
+    return host.once(f"bare-{host.cell.form}", lambda folder: _make(folder, host.cell.form))
 
 
-def _make(folder):
+def _make(folder, form):
+    from rig.tools import erofs_utils
+
     source = folder / "tree"
     digests = {}
     numbers = random.Random(1)
-    for name, size in (("empty", 0), ("small", 100), ("page", 4096), ("large", 5_000_001), ("deep/er/file", 300_000)):
+    for name, size in (("empty", 0), ("small", 100), ("page", 4096), ("large", 2_500_000), ("deep/er/file", 150_000)):
         path = source / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(numbers.randbytes(size))
+        path.write_bytes(numbers.randbytes(size) + bytes(size))
         digests[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     objects = folder / "objects"
     objects.mkdir()
-    mkfs = ["mkfs.erofs", "--quiet", "--chunksize=65536", f"--blobdev={objects / 'blob'}"]
-    subprocess.run([*mkfs, str(objects / "meta"), str(source)], check=True)
+    options = ["-zzstd,3", "-C65536"] if form == "encoded" else ["--chunksize=65536", f"--blobdev={objects / 'blob'}"]
+    subprocess.run([erofs_utils() / "mkfs.erofs", "--quiet", *options, objects / "meta", source], check=True)
     return {"objects": str(objects), "digests": digests}
 
 
@@ -47,7 +48,8 @@ def mounts(guest):
         os.close(filler.device)
     target = Path("/run/mnt")
     target.mkdir()
-    for options in ("fsid=meta,device=blob", "domain_id=d,fsid=meta,device=blob"):
+    extra = ",cache_strategy=disabled" if guest.task["form"] == "encoded" else ",device=blob"
+    for options in ("fsid=meta" + extra, "domain_id=d,fsid=meta" + extra):
         with guest.step(f"mount -t erofs none -o {options}"):
             run("mount", "-t", "erofs", "none", target, "-o", options)
         with guest.step(f"every byte, {options}"):
