@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 CONFIG_ENV = "EROFS_LOADER_KEEPER_CONFIG"
+SUPERVISOR_ENV = "EROFS_LOADER_SUPERVISOR"  # pid of the keeper's supervisor
+STORED_ENV = "EROFS_LOADER_STORED"  # set where somebody above the supervisor keeps the descriptors too: systemd
 PLANES = ("fanotify", "cachefiles")
 ON_STOP = ("keep", "umount")
 

@@ -1,0 +1,104 @@
+"""Descriptors that outlive a process: systemd's descriptor store protocol (sd_notify(3), sd_listen_fds(3)), both ends.
+
+The keeper sends every descriptor it cannot lose to NOTIFY_SOCKET; the supervisor keeps them (and passes them on to
+systemd, where there is one) and hands them to the next keeper by number and name in one environment variable.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import socket
+from collections.abc import Mapping, MutableMapping
+
+FDS_ENV = "EROFS_LOADER_FDS"
+MAX_FDS = 253  # SCM_MAX_FD of the kernel
+_SEND_TIMEOUT = 10.0
+
+
+class FdStore:
+    """The sending end. Without an address everything is a no-op (nobody keeps descriptors then)."""
+
+    def __init__(self, address: str | None) -> None:
+        self._socket: socket.socket | None = None
+        if address:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+            self._socket.settimeout(_SEND_TIMEOUT)
+            self._socket.connect("\0" + address[1:] if address.startswith("@") else address)
+
+    def store(self, name: str, fd: int) -> None:
+        """Have `fd` kept under `name`; it is safe once this returns."""
+        self.send(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", [fd])
+
+    def remove(self, name: str) -> None:
+        self.send(f"FDSTOREREMOVE=1\nFDNAME={name}")
+
+    def notify(self, text: str) -> None:
+        """A state change such as READY=1. Nobody to tell is not an error."""
+        with contextlib.suppress(OSError):
+            self.send(text)
+
+    def send(self, text: str, fds: list[int] | None = None) -> None:
+        if self._socket is not None:
+            send_with_fds(self._socket, text.encode(), fds or [])
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+def send_with_fds(sock: socket.socket, data: bytes, fds: list[int]) -> None:
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds).tobytes())] if fds else []
+    sock.sendmsg([data], rights)
+
+
+def receive_with_fds(sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
+    """One packet and its descriptors, close-on-exec."""
+    data, ancillary, _, _ = sock.recvmsg(size, socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+    return data, list(fds)
+
+
+def parse_fields(data: bytes) -> dict[str, str]:
+    """The assignments of an sd_notify message; lines that are none are left out."""
+    lines = (line.partition("=") for line in data.decode(errors="replace").splitlines())
+    return {key: value for key, equals, value in lines if equals}
+
+
+def apply(fds: MutableMapping[str, int], fields: Mapping[str, str], received: list[int]) -> None:
+    """Keep or drop descriptors as one message says; those not kept are closed."""
+    name = fields.get("FDNAME", "")
+    if fields.get("FDSTORE") == "1" and name:
+        for fd in received:
+            old = fds.get(name)
+            fds[name] = fd
+            if old is not None:
+                os.close(old)
+        return
+    for fd in received:
+        os.close(fd)
+    if fields.get("FDSTOREREMOVE") == "1" and name in fds:
+        os.close(fds.pop(name))
+
+
+def listen_fds(environment: MutableMapping[str, str], pid: int) -> dict[str, int]:
+    """The descriptors handed down, by name: by our supervisor, or by systemd. The variables are removed."""
+    text = environment.pop(FDS_ENV, "")
+    found = {name: int(number) for name, _, number in (item.partition(":") for item in text.split(",") if item)}
+    count = environment.pop("LISTEN_FDS", "")
+    names = environment.pop("LISTEN_FDNAMES", "").split(":")
+    if environment.pop("LISTEN_PID", "") == str(pid) and count.isdigit():
+        found.update({name: 3 + number for number, name in enumerate(names[: int(count)])})
+    for fd in found.values():
+        os.set_inheritable(fd, False)
+    return found
+
+
+def to_environment(fds: Mapping[str, int]) -> str:
+    """The value of FDS_ENV for a child that inherits `fds`."""
+    return ",".join(f"{name}:{fd}" for name, fd in fds.items())

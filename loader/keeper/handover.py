@@ -1,0 +1,120 @@
+"""A parked keeper: the daemon was stopped, mounts stay. It holds the kernel's descriptors, so that the kernel never
+reads a hole unasked; readers wait a few seconds for the next daemon, after that they have what is there and errors for
+the rest. The next daemon that starts gets everything from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import socket
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loader.keeper.fdstore import receive_with_fds, send_with_fds
+from loader.keeper.requests import Pending
+
+if TYPE_CHECKING:
+    from loader.keeper.keeper import Keeper
+
+log = logging.getLogger(__name__)
+PARKED = "X_EROFS_PARKED"  # to the supervisor: go, this keeper stays
+_TIMEOUT = 10.0
+_GRACE = 5.0  # seconds in which a restarted daemon can take over without any reader noticing
+
+
+def address(root: Path) -> Path:
+    return root / "parked.sock"
+
+
+def park(keeper: Keeper) -> None:
+    """Serve parked until another daemon has taken over."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        _listen(listener, address(keeper.config.root))
+        keeper.store.notify(f"{PARKED}=1")
+        keeper.store.close()
+        os.close(keeper.control)
+        if keeper.lock is not None:
+            os.close(keeper.lock)
+        _detach_standard_streams()
+        until = time.monotonic() + _GRACE
+        while (wait := until - time.monotonic()) > 0:
+            if select.select([listener.fileno()], [], [], wait)[0] and _hand_over(keeper, listener):
+                return
+        for pending in keeper.requests.take_all():
+            keeper.plane.answer_by_presence(pending)
+        kernel = keeper.plane.fileno()
+        while True:
+            readable, _, _ = select.select([kernel, listener.fileno()], [], [])
+            if kernel in readable:
+                _refuse(keeper)
+            if listener.fileno() in readable and _hand_over(keeper, listener):
+                return
+
+
+def _refuse(keeper: Keeper) -> None:
+    for found in keeper.plane.read():
+        if isinstance(found, Pending):
+            keeper.requests.take(found.id)
+            keeper.plane.answer_by_presence(found)
+
+
+def _listen(listener: socket.socket, path: Path) -> None:
+    path.unlink(missing_ok=True)
+    mask = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(mask)
+    listener.listen(1)
+
+
+def _hand_over(keeper: Keeper, listener: socket.socket) -> bool:
+    """Give every descriptor to whoever connected; false if it did not take them all."""
+    connection, _ = listener.accept()
+    with connection:
+        connection.settimeout(_TIMEOUT)
+        try:
+            for name, fd in keeper.plane.handed_down().items():
+                send_with_fds(connection, name.encode(), [fd])
+            send_with_fds(connection, b"end", [])
+            taken = connection.recv(16) == b"taken"
+        except OSError as error:
+            log.error("handover: %s", error)
+            return False
+        if taken:  # the end of the connection tells that this keeper reads no more
+            address(keeper.config.root).unlink(missing_ok=True)
+        return taken
+
+
+def take_over(root: Path) -> dict[str, int]:
+    """The descriptors of a parked keeper; none when there is none."""
+    fds: dict[str, int] = {}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.settimeout(_TIMEOUT)
+        try:
+            connection.connect(str(address(root)))
+        except OSError:
+            return {}
+        while True:
+            name, received = receive_with_fds(connection, 256)
+            if not name:
+                raise OSError("the parked keeper ended in the middle of the handover")
+            if name == b"end":
+                break
+            fds[name.decode()] = received[0]
+        connection.send(b"taken")
+        with contextlib.suppress(OSError):
+            connection.recv(1)  # end of file
+    return fds
+
+
+def _detach_standard_streams() -> None:
+    null = os.open("/dev/null", os.O_RDWR)
+    for number in range(3):
+        os.dup2(null, number)
+    if null > 2:
+        os.close(null)

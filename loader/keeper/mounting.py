@@ -1,0 +1,126 @@
+"""Mounts and unmounts, each in a thread of its own: on cachefiles they wait for answers that the main loop gives."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from loader.keeper.state import MountRecord, State
+from mounts import mount_erofs, mountinfo, umount2
+from mounts.syscalls import MNT_DETACH
+
+Done = Callable[[OSError | None], None]
+
+
+class Background:
+    """Runs system calls in threads; `wake` becomes readable when one has ended, and `finish` then calls back."""
+
+    def __init__(self) -> None:
+        self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._ended: queue.SimpleQueue[tuple[Done, OSError | None]] = queue.SimpleQueue()
+        self.running = 0
+
+    def run(self, call: Callable[[], None], done: Done) -> None:
+        """Run `call`; `done` gets its error, or None, in the thread that calls `finish`."""
+
+        def body() -> None:
+            failure: OSError | None = None
+            try:
+                call()
+            except OSError as error:
+                failure = error
+            except Exception as error:
+                failure = OSError(errno.EINVAL, repr(error))
+            self._ended.put((done, failure))
+            os.eventfd_write(self.wake, 1)
+
+        self.running += 1
+        threading.Thread(target=body, daemon=True).start()
+
+    def finish(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.wake)
+        while not self._ended.empty():
+            done, failure = self._ended.get()
+            self.running -= 1
+            done(failure)
+
+
+class Mounter:
+    """The mounts of this daemon, recorded before they are made, so that one made in the last moment is not lost."""
+
+    def __init__(self, state: State, background: Background, plane: str) -> None:
+        self._state, self._background, self._plane = state, background, plane
+        self._under_way: set[str] = set()
+
+    def mount(self, arguments: dict[str, Any], done: Done) -> None:
+        """See protocol.CALLS["mount"]."""
+        record = MountRecord(
+            target=str(arguments["target"]),
+            plane=self._plane,
+            source=str(arguments.get("source") or "none"),
+            fsid=str(arguments.get("fsid") or ""),
+            domain_id=str(arguments.get("domain_id") or ""),
+            objects=[int(number) for number in arguments.get("objects") or []],
+        )
+        unknown = [number for number in record.objects if number not in self._state.objects]
+        if unknown:
+            raise OSError(errno.ENOENT, f"no object {unknown[0]}", record.target)
+        if record.target in self._state.mounts:
+            raise OSError(errno.EBUSY, "already mounted by this daemon", record.target)
+        devices = [str(device) for device in arguments.get("devices") or []]
+        options = [str(option) for option in arguments.get("options") or []]
+        options += [
+            f"{key}={value}" for key, value in (("fsid", record.fsid), ("domain_id", record.domain_id)) if value
+        ]
+        self._state.mounts[record.target] = record
+        self._under_way.add(record.target)
+        for number in record.objects:
+            self._state.objects[number].mounted = True
+        self._state.save()
+
+        def ended(failure: OSError | None) -> None:
+            self._under_way.discard(record.target)
+            if failure is not None:
+                self._state.mounts.pop(record.target, None)
+            else:
+                self._state.fenced = [item for item in self._state.fenced if item["target"] != record.target]
+            self._state.save()
+            done(failure)
+
+        self._background.run(lambda: mount_erofs(record.source, devices, options, record.target), ended)
+
+    def umount(self, arguments: dict[str, Any], done: Done) -> None:
+        """See protocol.CALLS["umount"]."""
+        target = str(arguments["target"])
+        flags = MNT_DETACH if arguments.get("lazy") else 0
+        record = self._state.mounts.get(target)
+
+        def ended(failure: OSError | None) -> None:
+            if failure is None or failure.errno == errno.EINVAL:  # EINVAL: not a mount point (any more)
+                self.refresh()
+            if failure is None and not flags and record is not None:
+                self._forget_users(record)
+            done(failure)
+
+        self._background.run(lambda: umount2(target, flags), ended)
+
+    def _forget_users(self, record: MountRecord) -> None:
+        """After a mount ended for good: its objects are open in the kernel no more, but for other mounts' use."""
+        used = {number for other in self._state.mounts.values() for number in other.objects}
+        for number in set(record.objects) - used:
+            if number in self._state.objects:
+                self._state.objects[number].mounted = False
+        self._state.save()
+
+    def refresh(self) -> None:
+        """Forget the mounts that are gone, whoever unmounted them."""
+        before = len(self._state.mounts)
+        self._state.drop_gone_mounts({mount.target for mount in mountinfo("erofs")} | self._under_way)
+        if len(self._state.mounts) != before:
+            self._state.save()

@@ -1,0 +1,296 @@
+"""The fanotify plane of the keeper: the group, the writers and marks of cache files, and the events.
+
+Two rules keep it from failing open. A writer is opened before its mark, and the mark is there before anything mounts
+the file. And an event is allowed only when the file really has the bytes: data in it is verified data, so a hole in
+the range that was asked for is an error whatever the worker said.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import fanotify
+from loader.keeper.fdstore import FdStore
+from loader.keeper.journal import CAPACITY, Entry, Journal
+from loader.keeper.requests import Pending, RequestTable
+from loader.keeper.state import Object, State
+
+log = logging.getLogger(__name__)
+GROUP = "group"
+JOURNAL = "journal"
+# Events that were read, but not yet in the journal when the last keeper died, have numbers below this much above the
+# journal's largest: they come in one read(2) and take the lowest free numbers.
+_UNJOURNALED = 4096
+
+
+class FanotifyPlane:
+    """See the module. `fds` are descriptors handed down; those that belong to this plane are taken out of it."""
+
+    name = "fanotify"
+
+    def __init__(self, store: FdStore, state: State, requests: RequestTable, fds: dict[str, int]) -> None:
+        self._store, self._state, self._requests = store, state, requests
+        self.counters = {"events": 0, "allowed": 0, "denied": 0, "holes": 0, "orphans": 0}
+        self.writers: dict[int, int] = {}
+        self._by_inode: dict[tuple[int, int], int] = {}
+        self.fencing = False  # allow truncations: our own
+        took_over = GROUP in fds and JOURNAL in fds
+        if took_over:
+            self.group, self._journal = fds.pop(GROUP), Journal(fds.pop(JOURNAL))
+            self._deny_unjournaled()
+        else:
+            self.group, self._journal = fanotify.init(), Journal.create()
+            store.store(GROUP, self.group)
+            store.store(JOURNAL, self._journal.fd)
+        for item in list(state.objects.values()):
+            self._reattach(item, fds)
+        if took_over:
+            self._adopt_journaled()
+
+    def fileno(self) -> int:
+        return self.group
+
+    def handed_down(self) -> dict[str, int]:
+        """What another keeper needs to go on, by the names it looks for."""
+        writers = {self._state.objects[number].store_name: fd for number, fd in self.writers.items()}
+        return {GROUP: self.group, JOURNAL: self._journal.fd} | writers
+
+    # Objects
+
+    def create(self, name: str, path: str, form: str, size: int) -> Object:
+        """Open the writer of a cache file, then mark it. The same path again gives the same object."""
+        for item in self._state.objects.values():
+            if item.path == path and self._is_file(item):
+                item.released = False
+                if item.complete:
+                    self.mark(item.id)
+                return item
+        writer = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        item = self._state.new_object(self.name, name=name, path=path, form=form, size=size)
+        try:
+            self._store.store(item.store_name, writer)
+            self._state.save()
+            fanotify.mark_fd(self.group, writer)
+        except BaseException:
+            os.close(writer)
+            del self._state.objects[item.id]
+            self._store.remove(item.store_name)
+            self._state.save()
+            raise
+        self._attach(item, writer)
+        return item
+
+    def mark(self, object_id: int) -> None:
+        item, writer = self._lookup(object_id)
+        fanotify.mark_fd(self.group, writer)
+        item.complete = False
+        self._state.save()
+
+    def complete(self, object_id: int) -> None:
+        """Remove the mark of a file that is whole. EINVAL when it has a hole."""
+        item, writer = self._lookup(object_id)
+        if has_hole(writer, 0, item.size):
+            raise OSError(errno.EINVAL, "the file has holes", item.path)
+        item.complete = True
+        self._state.save()
+        self._unmark(writer)
+
+    def release(self, object_id: int) -> None:
+        item, writer = self._lookup(object_id)
+        users = [record.target for record in self._state.mounts.values() if object_id in record.objects]
+        if users:
+            raise OSError(errno.EBUSY, f"mounted at {', '.join(users)}", item.path)
+        if item.mounted and item.holes_read_as_zeros:
+            item.released = True  # a mount that went lazily may still read it: its holes stay errors
+            self._state.save()
+        else:
+            self._unmark(writer)
+            self._forget(item, writer)
+
+    def drop_unlinked(self) -> None:
+        """Let go of released objects whose file has no name any more. The mark stays with the inode: it denies."""
+        for item in [item for item in self._state.objects.values() if item.released]:
+            if os.fstat(self.writers[item.id]).st_nlink == 0:
+                self._forget(item, self.writers[item.id])
+
+    def _forget(self, item: Object, writer: int) -> None:
+        del self._state.objects[item.id]
+        self._state.save()
+        self._store.remove(item.store_name)
+        self._by_inode.pop(_inode(writer), None)
+        os.close(self.writers.pop(item.id))
+
+    def _is_file(self, item: Object) -> bool:
+        """Whether an object's writer is the file that its path names now."""
+        try:
+            status = Path(item.path).lstat()
+        except FileNotFoundError:
+            return False
+        return self._by_inode.get((status.st_dev, status.st_ino)) == item.id
+
+    # Events
+
+    def read(self) -> Iterator[Pending]:
+        """The new requests. Events that need no worker are answered here."""
+        try:
+            events = fanotify.read_events(self.group)
+        except OSError as error:  # the kernel could not hand the event over, and has denied it
+            log.error("fanotify: read: %s", error)
+            return
+        entries = [entry for event in events if (entry := self._record(event)) is not None]
+        for entry in entries:
+            yield self._requests.add(entry.object, entry.offset, entry.length, entry.fd)
+
+    def answer(self, pending: Pending, error: int) -> None:
+        """Answer a request that was taken from the table: allow, or deny."""
+        if not error and self._hole_in(pending):
+            self.counters["holes"] += 1
+            log.error("object %d: the worker left a hole in [%d, +%d)", pending.object, pending.offset, pending.length)
+            error = errno.EIO
+        self._respond(pending.token, error)
+
+    def answer_by_presence(self, pending: Pending) -> None:
+        """Without a worker: what is there may be read, what is not is an error."""
+        self._respond(pending.token, errno.EIO if self._hole_in(pending) else 0)
+
+    def _record(self, event: fanotify.Event) -> Entry | None:
+        """Journal an event, or answer it when it cannot be asked of a worker."""
+        self.counters["events"] += 1
+        if event.mask & fanotify.Q_OVERFLOW:
+            log.error("fanotify: queue overflow: readers went through unanswered")
+            return None
+        if event.fd < 0:
+            log.error("fanotify: no descriptor for an event (%s), denied", os.strerror(-event.fd))
+            return None
+        try:
+            object_id = self._by_inode[_inode(event.fd)]
+            if self._state.objects[object_id].released:
+                raise OSError(errno.EIO, "nobody serves this object any more")
+            offset, length = self._clip(object_id, event)
+            if length > 0:
+                entry = Entry(event.fd, object_id, offset, length)
+                self._journal.add(entry)
+                return entry
+            # Beyond the frames there is nothing to wait for; but a truncation (length 0 on the wire) is refused.
+            self._respond(event.fd, errno.EPERM if event.length == 0 and not self.fencing else 0)
+        except Exception as error:
+            log.error("fanotify: event denied: %r", error)
+            self._respond(event.fd, errno.EIO)
+        return None
+
+    def _clip(self, object_id: int, event: fanotify.Event) -> tuple[int, int]:
+        size = self._state.objects[object_id].size
+        if event.offset is None or event.length is None:
+            return 0, size
+        return event.offset, max(0, min(event.offset + event.length, size) - event.offset) if event.length else 0
+
+    def _hole_in(self, pending: Pending) -> bool:
+        writer = self.writers.get(pending.object)
+        return writer is None or has_hole(writer, pending.offset, pending.length)
+
+    def _respond(self, fd: int, error: int) -> None:
+        """Write the one answer, then free the number: in this order, so that it never names two events."""
+        try:
+            fanotify.answer(self.group, fd, error)
+            self.counters["denied" if error else "allowed"] += 1
+        except OSError as failure:
+            if failure.errno != errno.ENOENT:  # ENOENT: answered by the keeper before this one
+                log.error("fanotify: answer to %d: %s", fd, failure)
+        if fd < CAPACITY:
+            self._journal.clear(fd)
+        os.close(fd)
+
+    # Taking over
+
+    def _deny_unjournaled(self) -> None:
+        """Deny the events that the last keeper had read, but not yet written down. EROFS asks again for most."""
+        journaled = {entry.fd for entry in self._journal.entries()}
+        for fd in range(min(self._journal.high + _UNJOURNALED, CAPACITY)):
+            if fd not in journaled:
+                with contextlib.suppress(OSError):
+                    fanotify.answer(self.group, fd, errno.EIO)
+                    self.counters["orphans"] += 1
+
+    def _adopt_journaled(self) -> None:
+        for entry in self._journal.entries():
+            self._requests.add(entry.object, entry.offset, entry.length, entry.fd)
+
+    def _reattach(self, item: Object, fds: dict[str, int]) -> None:
+        """Bring an object of the state back: with its descriptor, or, when all had died, by opening it again."""
+        if item.plane != self.name:
+            return
+        writer = fds.pop(item.store_name, None)
+        try:
+            if writer is None:
+                writer = os.open(item.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+                self._store.store(item.store_name, writer)
+            if not item.complete:
+                fanotify.mark_fd(self.group, writer)
+            self._attach(item, writer)
+        except OSError as error:
+            log.error("object %d is lost: %s", item.id, error)
+            del self._state.objects[item.id]
+
+    def _attach(self, item: Object, writer: int) -> None:
+        self.writers[item.id] = writer
+        self._by_inode[_inode(writer)] = item.id
+
+    def _lookup(self, object_id: int) -> tuple[Object, int]:
+        if object_id not in self.writers:
+            raise OSError(errno.ENOENT, f"no object {object_id}")
+        return self._state.objects[object_id], self.writers[object_id]
+
+    def _unmark(self, writer: int) -> None:
+        try:
+            fanotify.unmark_fd(self.group, writer)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+
+
+def reserve_journaled(fds: dict[str, int]) -> None:
+    """Occupy the numbers of journaled events, so that no new event gets one. Before anything else opens descriptors.
+
+    A handed-down descriptor that has such a number is moved.
+    """
+    if JOURNAL not in fds:
+        return
+    journal = Journal(fds[JOURNAL])
+    numbers = {entry.fd for entry in journal.entries()}
+    journal.close()
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    parked = [null]
+    for name, fd in list(fds.items()):
+        while fds[name] in numbers:
+            copy = os.dup(fd)
+            if copy in numbers:
+                parked.append(copy)
+            else:
+                fds[name] = copy
+    for number in numbers:
+        os.dup2(null, number, inheritable=False)
+    for fd in parked:
+        if fd not in numbers:
+            os.close(fd)
+
+
+def has_hole(fd: int, offset: int, length: int) -> bool:
+    """Whether a file has a hole in [offset, offset + length); what is beyond its end counts as one."""
+    if length <= 0:
+        return False
+    try:
+        return os.lseek(fd, offset, os.SEEK_HOLE) < offset + length
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return True
+        raise
+
+
+def _inode(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino

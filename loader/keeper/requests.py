@@ -1,0 +1,77 @@
+"""The table of unanswered requests: what the kernel waits for, since when, and until when it may."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class Pending:
+    """A request of the kernel. `token` is the kernel's name for it: an event's descriptor, or a msg_id.
+
+    `opening` is set for an OPEN (then offset and length mean nothing).
+    """
+
+    id: int
+    object: int
+    offset: int
+    length: int
+    token: int
+    opening: bool = False
+    since: float = field(default_factory=time.monotonic)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "object": self.object,
+            "what": "OPEN" if self.opening else "READ",
+            "offset": self.offset,
+            "length": self.length,
+            "age": round(time.monotonic() - self.since, 3),
+        }
+
+
+class RequestTable:
+    """Unanswered requests by number, oldest first. A number is never used twice by one keeper."""
+
+    def __init__(self) -> None:
+        self._next = 1
+        self._pending: dict[int, Pending] = {}
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def __iter__(self) -> Iterator[Pending]:
+        return iter(list(self._pending.values()))
+
+    def add(self, object_id: int, offset: int, length: int, token: int, opening: bool = False) -> Pending:
+        pending = Pending(self._next, object_id, offset, length, token, opening)
+        self._pending[pending.id] = pending
+        self._next += 1
+        return pending
+
+    def get(self, number: int) -> Pending | None:
+        return self._pending.get(number)
+
+    def take(self, number: int) -> Pending | None:
+        """Remove and return: whoever takes a request is the one that answers it."""
+        return self._pending.pop(number, None)
+
+    def take_object(self, object_id: int) -> list[Pending]:
+        return self._take(lambda pending: pending.object == object_id)
+
+    def take_older(self, age: float) -> list[Pending]:
+        """Remove and return the requests older than `age` seconds."""
+        limit = time.monotonic() - age
+        return self._take(lambda pending: pending.since < limit)
+
+    def take_all(self) -> list[Pending]:
+        return self._take(lambda pending: True)
+
+    def _take(self, wanted: Any) -> list[Pending]:
+        taken = [pending for pending in self._pending.values() if wanted(pending)]
+        for pending in taken:
+            del self._pending[pending.id]
+        return taken

@@ -1,0 +1,132 @@
+"""What a keeper must know to take over: objects and mounts, in ROOT/keeper.json, replaced whole at every change.
+
+Kept on disk and not only in memory, because it must also tell a start after everything was killed which mounts are
+now unguarded. The boot id says whether those mounts can still exist.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+VERSION = 1
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(slots=True)
+class Object:
+    """A cache object. fanotify fills name, path, form and complete; cachefiles volume, cookie and kernel_id."""
+
+    id: int
+    plane: str
+    size: int = 0
+    name: str = ""
+    path: str = ""
+    form: str = ""
+    complete: bool = False
+    mounted: bool = False  # the kernel may have it open: a mount used it, and was not seen to end for good
+    released: bool = False  # the worker is done with it, but it must stay guarded
+    volume: str = ""
+    cookie: str = ""
+    kernel_id: int = 0
+    open: bool = False  # cachefiles: copen was answered
+
+    @property
+    def holes_read_as_zeros(self) -> bool:
+        """Whether the kernel would hand out zeros for what is missing, if nobody guards the file."""
+        return self.plane == "fanotify" and self.form == "decoded" and not self.complete
+
+    @property
+    def store_name(self) -> str:
+        """The name of its descriptor in the descriptor store."""
+        return f"{self.plane[0]}{self.id}"
+
+    def to_wire(self) -> dict[str, Any]:
+        """The OBJECT packet's fields."""
+        common = {"object": self.id, "plane": self.plane, "size": self.size}
+        if self.plane == "cachefiles":
+            return common | {"volume": self.volume, "cookie": self.cookie}
+        return common | {"name": self.name, "path": self.path, "form": self.form, "complete": self.complete}
+
+
+@dataclass(slots=True)
+class MountRecord:
+    """A mount that the keeper made. `objects` are those that it reads."""
+
+    target: str
+    plane: str
+    source: str
+    fsid: str = ""
+    domain_id: str = ""
+    objects: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class State:
+    """All of it. `fenced` lists mounts that were taken away because nobody had guarded them."""
+
+    path: Path
+    boot_id: str
+    next_object: int = 1
+    generation: int = 0
+    objects: dict[int, Object] = field(default_factory=dict)
+    mounts: dict[str, MountRecord] = field(default_factory=dict)
+    fenced: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def load(cls, root: Path) -> State:
+        """The state of `root`; an empty one when there is none, or when it is of another boot."""
+        path = root / "keeper.json"
+        empty = cls(path, _BOOT_ID.read_text().strip())
+        try:
+            document = json.loads(path.read_text())
+            if document["version"] != VERSION or document["boot_id"] != empty.boot_id:
+                return empty
+            return cls(
+                path,
+                empty.boot_id,
+                document["next_object"],
+                document["generation"],
+                {item["id"]: Object(**item) for item in document["objects"]},
+                {item["target"]: MountRecord(**item) for item in document["mounts"]},
+                document["fenced"],
+            )
+        except FileNotFoundError:
+            return empty
+        except (ValueError, KeyError, TypeError) as error:
+            raise RuntimeError(f"{path} is damaged ({error!r}); it cannot be told which mounts are unguarded") from None
+
+    def save(self) -> None:
+        """Replace the file. Not synced: a machine that goes down takes the mounts with it."""
+        document = {
+            "version": VERSION,
+            "boot_id": self.boot_id,
+            "next_object": self.next_object,
+            "generation": self.generation,
+            "objects": [asdict(item) for item in self.objects.values()],
+            "mounts": [asdict(item) for item in self.mounts.values()],
+            "fenced": self.fenced,
+        }
+        temporary = self.path.with_suffix(".new")
+        try:
+            temporary.write_text(json.dumps(document, separators=(",", ":")))
+            temporary.replace(self.path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+
+    def new_object(self, plane: str, **fields: Any) -> Object:
+        """A fresh object, recorded but not saved."""
+        made = Object(self.next_object, plane, **fields)
+        self.next_object += 1
+        self.objects[made.id] = made
+        return made
+
+    def drop_gone_mounts(self, targets: set[str]) -> None:
+        """Forget mounts whose target is not among `targets` any more."""
+        for target in [target for target in self.mounts if target not in targets]:
+            del self.mounts[target]

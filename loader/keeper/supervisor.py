@@ -1,0 +1,262 @@
+"""The supervisor: the process that `erofs-loader serve` becomes. It starts keepers and keeps their descriptors.
+
+It never reads an event and never answers one: it only holds, so that the kernel's group stays open and readers wait
+while a keeper that died is replaced. Descriptors come in through systemd's descriptor store protocol on a socket of
+its own, and are passed on to systemd where that listens.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from loader.errors import BusyError, LoaderError
+from loader.keeper import fence, handover
+from loader.keeper.config import CONFIG_ENV, STORED_ENV, SUPERVISOR_ENV, KeeperConfig
+from loader.keeper.fdstore import FDS_ENV, FdStore, apply, listen_fds, parse_fields, receive_with_fds, to_environment
+from loader.keeper.keeper import CONTROL, LOCK, SIGNALS
+from loader.keeper.plane_cachefiles import DEVICE
+from loader.keeper.plane_fanotify import GROUP, JOURNAL
+from loader.keeper.state import State
+
+log = logging.getLogger(__name__)
+_LOCK_PATIENCE = 5.0  # seconds: a keeper whose supervisor died under systemd needs a moment to go
+_SILENCE = 60.0  # seconds without a sign of life after which a keeper is killed
+_TICK = 1.0
+_LONGEST_BACKOFF = 5.0
+
+
+def run(config: KeeperConfig) -> int:
+    """Serve until told to stop; the exit status. BusyError: another daemon serves this root."""
+    config.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    fds = listen_fds(os.environ, os.getpid())
+    lock = fds.pop(LOCK, None)
+    if lock is None:
+        lock = _lock(config.root)
+    for name, fd in handover.take_over(config.root).items():
+        apply(fds, {"FDSTORE": "1", "FDNAME": name}, [fd])
+    _check_plane(config, fds)
+    if not _guarded(fds):
+        fence.fence_unguarded(State.load(config.root))
+    if CONTROL not in fds:
+        fds[CONTROL] = _listen(config.socket)
+    return Supervisor(config, fds, lock).run()
+
+
+class Supervisor:
+    """Starts keepers, one after the other, until one leaves in order."""
+
+    def __init__(self, config: KeeperConfig, fds: dict[str, int], lock: int) -> None:
+        self._config, self._fds, self._lock = config, fds, lock
+        self._upstream = FdStore(os.environ.get("NOTIFY_SOCKET"))
+        self._stored = "NOTIFY_SOCKET" in os.environ
+        self._address = config.root / "notify.sock"
+        self._notify = _notify_socket(self._address)
+        self._keeper: subprocess.Popen[bytes] | None = None
+        self._heard = 0.0
+        self._ready = self._parked = self._stopping = False
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._notify, selectors.EVENT_READ, self._on_notify)
+        self._wakeup = socket.socketpair()
+        for end in self._wakeup:
+            end.setblocking(False)
+        self._selector.register(self._wakeup[0], selectors.EVENT_READ, self._on_signals)
+        for name, fd in fds.items():  # what systemd does not have yet: taken over from a parked keeper, or made here
+            self._upstream.store(name, fd)
+
+    def run(self) -> int:
+        handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        wakeup = signal.set_wakeup_fd(self._wakeup[1].fileno(), warn_on_full_buffer=False)
+        backoff = 0.0
+        try:
+            while True:
+                started = time.monotonic()
+                status = self._run_keeper()
+                if self._parked or status == 0:
+                    return 0
+                if not self._ready:
+                    return max(status, 1)
+                log.error("the keeper ended with status %d: starting the next", status)
+                backoff = 0.0 if time.monotonic() - started > _LONGEST_BACKOFF else min(backoff + 0.2, _LONGEST_BACKOFF)
+                time.sleep(backoff)
+        finally:
+            signal.set_wakeup_fd(wakeup)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            self._close()
+
+    def _run_keeper(self) -> int:
+        """One keeper, from its start to its end: its exit status."""
+        inherited = self._fds | {LOCK: self._lock}
+        environment = os.environ | {
+            CONFIG_ENV: self._config.to_json(),
+            FDS_ENV: to_environment(inherited),
+            "NOTIFY_SOCKET": str(self._address),
+            SUPERVISOR_ENV: str(os.getpid()),
+            STORED_ENV: "1" if self._stored else "",
+        }
+        command = [sys.executable, "-m", "loader.keeper"]
+        self._keeper = subprocess.Popen(
+            command,
+            env=environment,
+            pass_fds=tuple(inherited.values()),
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+        )
+        self._heard = time.monotonic()
+        pidfd = os.pidfd_open(self._keeper.pid)
+        ended: list[bool] = []
+        self._selector.register(pidfd, selectors.EVENT_READ, lambda: ended.append(True))
+        try:
+            while not ended and not self._parked:
+                for key, _ in self._selector.select(_TICK):
+                    key.data()
+                self._watch_silence()
+            return 0 if self._parked else self._bury()
+        finally:
+            self._selector.unregister(pidfd)
+            os.close(pidfd)
+
+    def _bury(self) -> int:
+        """After a keeper's end: what it had still sent, and whom it left behind."""
+        assert self._keeper is not None
+        status = self._keeper.wait()
+        try:
+            os.killpg(self._keeper.pid, signal.SIGKILL)  # its workers
+        except ProcessLookupError:
+            pass
+        while self._on_notify():
+            pass
+        return status
+
+    def _watch_silence(self) -> None:
+        if self._keeper is not None and time.monotonic() - self._heard > _SILENCE:
+            log.error("no sign of life from the keeper for %.0f s: killed", _SILENCE)
+            self._keeper.kill()
+            self._heard = time.monotonic()
+
+    def _on_notify(self) -> bool:
+        """One message of the keeper; false when there is none."""
+        try:
+            data, received = receive_with_fds(self._notify, 4096)
+        except BlockingIOError:
+            return False
+        fields = parse_fields(data)
+        self._heard = time.monotonic()
+        if handover.PARKED in fields:
+            self._parked = True
+        elif fields:
+            try:
+                self._upstream.send(data.decode(errors="replace"), received)
+            except OSError as error:
+                log.error("systemd's descriptor store: %s", error)
+        if fields.get("READY") == "1":
+            self._ready = True
+            if self._stopping:
+                self._signal(signal.SIGTERM)
+        apply(self._fds, fields, received)
+        return True
+
+    def _on_signals(self) -> None:
+        for number in self._wakeup[0].recv(64):
+            if number in (signal.SIGTERM, signal.SIGINT):
+                self._stopping = True
+                number = signal.SIGTERM
+            if number in SIGNALS:
+                self._signal(number)
+
+    def _signal(self, number: int) -> None:
+        if self._keeper is not None and self._keeper.poll() is None:
+            self._keeper.send_signal(number)
+
+    def _close(self) -> None:
+        """Leave nothing behind, but what a parked keeper holds."""
+        self._selector.close()
+        self._notify.close()
+        self._address.unlink(missing_ok=True)
+        for end in self._wakeup:
+            end.close()
+        for fd in self._fds.values():
+            os.close(fd)
+        os.close(self._lock)
+        self._config.socket.unlink(missing_ok=True)
+        self._upstream.close()
+
+
+def _lock(root: Path) -> int:
+    """The lock of a root, held by supervisor and keeper."""
+    path = root / "loader.lock"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    until = time.monotonic() + _LOCK_PATIENCE
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+        except BlockingIOError:
+            if time.monotonic() > until:
+                os.close(fd)
+                raise BusyError(f"{root}: another daemon serves this cache", "stop it, or use another --root") from None
+            time.sleep(0.05)
+
+
+def _guarded(fds: dict[str, int]) -> bool:
+    return (GROUP in fds and JOURNAL in fds) or DEVICE in fds
+
+
+def _check_plane(config: KeeperConfig, fds: dict[str, int]) -> None:
+    held = "fanotify" if GROUP in fds else "cachefiles" if DEVICE in fds else config.plane
+    if held == config.plane:
+        return
+    raise LoaderError(
+        f"mounts of plane {held} are still held, cannot serve plane {config.plane}",
+        "start with the plane of before, stop with --on-stop umount, then change it",
+    )
+
+
+def _listen(path: Path) -> int:
+    """The listening control socket, for root only."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        _bind_private(listener, path)
+        listener.listen(128)
+        return listener.detach()
+
+
+def _notify_socket(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    _bind_private(sock, path)
+    sock.setblocking(False)
+    return sock
+
+
+def _bind_private(sock: socket.socket, path: Path) -> None:
+    mask = os.umask(0o177)
+    try:
+        sock.bind(str(path))
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG and "too long" not in str(error):
+            raise
+        raise LoaderError(f"{path}: too long for a Unix socket", "use a shorter path") from None
+    finally:
+        os.umask(mask)
+
+
+def main() -> int:
+    """A keeper whose supervisor died becomes it, through here."""
+    logging.basicConfig(format="supervisor: %(message)s", level=logging.INFO)
+    return run(KeeperConfig.from_json(os.environ[CONFIG_ENV]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""Worker processes: the one that serves, and the next one, started ahead of need."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections import deque
+from collections.abc import Iterator
+
+from loader.keeper.config import KeeperConfig
+from loader.keeper.fdstore import receive_with_fds, send_with_fds
+from loader.keeper.protocol import CONTROL_FD_ENV, KEEPER_FD_ENV, MAX_PACKET, ROOT_ENV, SOCKET_ENV
+
+log = logging.getLogger(__name__)
+_BUFFER = 1 << 20
+_SHORT_LIFE = 2.0  # a worker that dies younger than this counts as a crash loop
+_LONGEST_BACKOFF = 5.0
+
+
+class Worker:
+    """A worker process and our end of its socket. Sending never blocks: what does not fit waits in a queue."""
+
+    def __init__(self, config: KeeperConfig, control_fd: int) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+        ours.setblocking(False)
+        environment = os.environ | config.worker_env
+        environment |= {
+            KEEPER_FD_ENV: str(theirs.fileno()),
+            CONTROL_FD_ENV: str(control_fd),
+            ROOT_ENV: str(config.root),
+            SOCKET_ENV: str(config.socket),
+        }
+        environment.pop("NOTIFY_SOCKET", None)
+        self.sock = ours
+        self.started = time.monotonic()
+        self.last_heard = self.started
+        self._queue: deque[tuple[bytes, list[int]]] = deque()
+        with theirs:
+            self.process = subprocess.Popen(
+                config.worker, env=environment, pass_fds=(theirs.fileno(), control_fd), stdin=subprocess.DEVNULL
+            )
+
+    @property
+    def backlog(self) -> bool:
+        return bool(self._queue)
+
+    def send(self, packet: bytes, fd: int | None = None) -> None:
+        """Send, or queue, a packet. A worker that is gone is noticed where its socket is read."""
+        self._queue.append((packet, [] if fd is None else [fd]))
+        if len(self._queue) == 1:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what is queued, as far as the socket takes it."""
+        try:
+            while self._queue:
+                send_with_fds(self.sock, *self._queue[0])
+                self._queue.popleft()
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._queue.clear()
+
+    def receive(self) -> Iterator[bytes]:
+        """The packets that wait; EOFError behind the last packet of a worker that is gone."""
+        while True:
+            try:
+                packet, fds = receive_with_fds(self.sock, MAX_PACKET)
+            except BlockingIOError:
+                return
+            except OSError:
+                raise EOFError from None
+            for fd in fds:  # a worker has none to give
+                os.close(fd)
+            if not packet:
+                raise EOFError
+            self.last_heard = time.monotonic()
+            yield packet
+
+    def signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(number)
+
+    def finish(self) -> int:
+        """Close the socket, end the process and reap it: its exit status, negative for a signal."""
+        self.sock.close()
+        self._queue.clear()
+        self.signal(signal.SIGKILL)
+        return self.process.wait()
+
+
+class Backoff:
+    """How long to wait before the next worker is started: not at all, unless workers die young."""
+
+    def __init__(self) -> None:
+        self._wait = 0.0
+
+    def after(self, lifetime: float) -> float:
+        """Seconds to wait, after a worker that served for `lifetime` seconds died."""
+        if lifetime >= _SHORT_LIFE:
+            self._wait = 0.0
+        else:
+            self._wait = min(max(0.02, self._wait * 1.5), _LONGEST_BACKOFF)
+        return self._wait
