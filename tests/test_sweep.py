@@ -15,11 +15,13 @@ from tests.support import sweep
 @pytest.fixture
 def sleeper(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process that was given a path in the session's directory."""
-    command = [sys.executable, "-c", "import time; time.sleep(60)", str(tmp_path / "sessions" / "one" / "state")]
-    process = subprocess.Popen(command)
-    yield process
-    process.kill()
-    process.wait()
+    program = "import time; print('up', flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", program, str(tmp_path / "sessions" / "one" / "state")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # /proc shows no arguments until the program runs
+        yield process
+        process.kill()
 
 
 def _session(tmp_path: Path, note: str) -> Path:
