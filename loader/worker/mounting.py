@@ -6,6 +6,9 @@ import fcntl
 import logging
 import threading
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +60,7 @@ class Mounting:
         self._link = link
         self._lock = threading.Lock()
         self._boot = boot_id().hex()
+        self._held = Counter[tuple[Digest, Form]]()
 
     def exclusive(self) -> threading.Lock:
         """Held while nothing is mounted or unmounted."""
@@ -122,6 +126,25 @@ class Mounting:
             raise LoaderError(f"the keeper opened {key}, but sent no descriptor")
         return self._objects.add_fanotify(int(result["object"]), form, table.blob_digest, fd)
 
+    @contextmanager
+    def opened(self, image: ImageRecord, form: Form) -> Iterator[list[CacheFile]]:
+        """An image's cache files, open meanwhile, mounted or not. LoaderError where only the kernel can open them."""
+        _, tables = self._images.payload(image.digest, form)
+        keys = [(table.blob_digest, form) for table in tables]
+        with self._lock:
+            if self.plane == "fanotify":
+                files = [self._open_blob(form, table) for table in tables]
+            else:
+                files = [file for blob, _ in keys for file in self._objects.files_of(form, blob)]
+                if keys and not files:
+                    raise LoaderError(f"{image.name} is not mounted", hint="cachefiles opens a blob when it is mounted")
+            self._held.update(keys)
+        try:
+            yield files
+        finally:
+            with self._lock:
+                self._held.subtract(keys)
+
     def _mount_fsid(self, image: ImageRecord, target: str, form: Form) -> MountRecord:
         used = {mount.fsid for mount in self._state.mounts()}
         base = image_fsid(image.digest, form)
@@ -163,7 +186,8 @@ class Mounting:
                 for table in self._tables(mount.image, mount.form)
             }
             for file in self._objects.files():
-                if (file.blob, file.form) not in wanted and self._unused(file):
+                key = (file.blob, file.form)
+                if key not in wanted and not self._held[key] and self._unused(file):
                     released += self._release(file)
         return released
 

@@ -1,0 +1,102 @@
+"""The commands' side of the control socket."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from erofs_builder.errors import FormatError, IntegrityError
+from loader.errors import BusyError, KernelSupportError, LoaderError, NotFoundError, RegistryError, UsageError
+
+_ERRORS: dict[int, type[LoaderError]] = {
+    2: UsageError,
+    10: NotFoundError,
+    11: RegistryError,
+    13: KernelSupportError,
+    14: BusyError,
+}
+
+
+class _Connection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+class Client:
+    """Requests to the daemon that listens on `path`. A failure there is raised here, with the same exit code."""
+
+    def __init__(self, path: Path, timeout: float = 600.0) -> None:
+        self._path = path
+        self._timeout = timeout
+
+    def request(self, method: str, path: str, body: Any = None, query: dict[str, str] | None = None) -> Any:
+        """The answer to one request, parsed."""
+        for last in (False, True):
+            try:
+                response = self._send(method, path, body, query)
+                data = response.read()
+                break
+            except (http.client.HTTPException, ConnectionResetError, BrokenPipeError) as error:
+                # A worker that was replaced meanwhile; every operation may be repeated.
+                if last:
+                    raise LoaderError(f"the daemon hung up: {error!r}", hint="see its log") from None
+        document = _parse(data)
+        if response.status != 200:
+            raise _error(document)
+        return document
+
+    def stream(self, path: str, body: Any) -> Iterator[Any]:
+        """The lines of an answer that comes in pieces."""
+        response = self._send("POST", path, body, None)
+        if response.status != 200:
+            raise _error(_parse(response.read()))
+        while line := response.readline():
+            document = _parse(line)
+            if "error" in document:
+                raise _error(document)
+            yield document
+
+    def _send(self, method: str, path: str, body: Any, query: dict[str, str] | None) -> http.client.HTTPResponse:
+        connection = _Connection(self._path, self._timeout)
+        url = path + (f"?{urlencode(query)}" if query else "")
+        try:
+            connection.request(method, url, json.dumps(body) if body is not None else None)
+            return connection.getresponse()
+        except (FileNotFoundError, ConnectionRefusedError):
+            raise LoaderError(
+                f"no daemon listens on {self._path}",
+                hint="start one with `erofs-loader serve`, or name its socket with --socket",
+            ) from None
+        except PermissionError:
+            raise LoaderError(f"{self._path}: permission denied", hint="the control socket is root's") from None
+        except TimeoutError:
+            raise LoaderError(f"the daemon on {self._path} did not answer within {self._timeout:.0f} s") from None
+
+
+def _parse(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError:
+        raise LoaderError(f"the daemon sent something else than JSON: {data[:80]!r}") from None
+
+
+def _error(document: Any) -> Exception:
+    message, hint, code = str(document.get("error")), document.get("hint"), document.get("code")
+    if code == 12:
+        return IntegrityError(message)
+    if code == 15:
+        return FormatError(message)
+    return _ERRORS.get(code, LoaderError)(message, hint)

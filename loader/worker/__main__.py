@@ -1,0 +1,88 @@
+"""The worker's process: `python -m loader.worker`, started by the keeper (loader/keeper/protocol.py says how)."""
+
+from __future__ import annotations
+
+import faulthandler
+import itertools
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from dataclasses import replace
+
+from loader.config import SETTINGS_VARIABLE, Config, load_config
+from loader.keeper.protocol import CONTROL_FD_ENV, KEEPER_FD_ENV, Kind
+from loader.registry.config import load_registry_config
+from loader.worker.api import Api
+from loader.worker.control import ControlServer
+from loader.worker.link import Link, Packet
+from loader.worker.service import Service
+
+log = logging.getLogger("loader.worker")
+
+PATIENCE = 3.0  # seconds in which a worker that leaves still answers what it has
+
+
+def main() -> int:
+    """Wait for the first packet, then serve until the keeper hangs up or SIGTERM asks us to leave."""
+    settings = os.environ.get(SETTINGS_VARIABLE)
+    config = Config.decode(settings) if settings else load_config()
+    logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # its messages quote URLs with secrets; ours say the rest
+    connection = socket.socket(fileno=int(os.environ[KEEPER_FD_ENV]))
+    listener = socket.socket(fileno=int(os.environ[CONTROL_FD_ENV]))
+    leaving = threading.Event()
+    _handle_signals(connection, leaving)
+    link = Link(connection)
+    packets = link.packets()
+    first = next(packets, None)
+    if first is None:
+        return 0
+    registries = load_registry_config(config.file)
+    if config.insecure:
+        registries = replace(registries, insecure=True)
+    service = Service(config, registries, link, _plane(first, config))
+    server = ControlServer(listener, Api(service))
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, name="control", daemon=True).start()
+    service.serve(itertools.chain([first], packets))
+    if leaving.is_set():
+        server.shutdown()
+        _drain(service)
+    service.stop()
+    return 0
+
+
+def _plane(first: Packet, config: Config) -> str:
+    """The plane that the keeper serves: every first packet says so, or is of one that has it."""
+    kind, body, _ = first
+    if isinstance(body, dict) and "plane" in body:
+        return str(body["plane"])
+    return "cachefiles" if kind in (Kind.OPEN, Kind.CLOSED) else config.plane
+
+
+def _handle_signals(connection: socket.socket, leaving: threading.Event) -> None:
+    def leave(_number: int, _frame: object) -> None:
+        leaving.set()
+        connection.shutdown(socket.SHUT_RD)  # ends the loop over packets; answers still go out
+
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the supervisor, which tells us
+    signal.signal(signal.SIGIO, signal.SIG_IGN)  # a lease that ends (mounting.py) would kill us otherwise
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
+
+
+def _drain(service: Service) -> None:
+    until = time.monotonic() + PATIENCE
+    while service.flights.waiting() and time.monotonic() < until:
+        time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    status = main()
+    # Threads may still be in a request; what they fetch is not recorded, so nothing is lost by not waiting for them.
+    logging.shutdown()
+    os._exit(status)

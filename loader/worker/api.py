@@ -1,0 +1,176 @@
+"""What the control socket offers: each operation once, as JSON-like values, whatever speaks to it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from erofs_builder.payload import Form
+from loader.cache.state import ImageRecord, MountRecord
+from loader.errors import UsageError
+from loader.worker.counters import NAMES
+from loader.worker.mounting import image_fsid
+from loader.worker.prefetch import prefetch
+from loader.worker.service import Service
+
+MOST_LISTED = 100  # of whatever is listed in a status
+
+
+class Api:
+    """Operations on a running worker. Safe to call from many threads; none blocks another for long."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def images(self) -> list[dict[str, Any]]:
+        """All known images."""
+        mounts = self._service.state.mounts()
+        return [
+            self._image(image) | {"mounts": [mount.target for mount in mounts if mount.image == image.digest]}
+            for image in self._service.state.images()
+        ]
+
+    def add_image(self, image: str, form: str | None = None, pinned: bool | None = None) -> dict[str, Any]:
+        """Have an image's metadata here; with cachefiles it can then be mounted by its fsid."""
+        chosen = self._form(form)
+        record = self._service.images.add(image, chosen)
+        if pinned is not None:
+            self._service.state.pin_image(record.digest, pinned)
+        document = self._image(self._service.images.find(str(record.digest))) | {"form": chosen.value}
+        if self._service.plane == "cachefiles":
+            document |= {"fsid": image_fsid(record.digest, chosen), "domain_id": self._service.config.domain}
+            if chosen is Form.ENCODED:
+                document["options"] = "cache_strategy=disabled"
+        return document
+
+    def remove_image(self, image: str) -> dict[str, Any]:
+        """Forget an image."""
+        record = self._service.images.find(image)
+        self._service.images.remove(record)
+        return {"removed": str(record.digest), "name": record.name}
+
+    def mounts(self) -> list[dict[str, Any]]:
+        """All mounts that this daemon made."""
+        images = {image.digest: image for image in self._service.state.images()}
+        return [_mount(mount, images.get(mount.image)) for mount in self._service.state.mounts()]
+
+    def mount(self, image: str, target: str, form: str | None = None) -> dict[str, Any]:
+        """Mount an image, known or not yet."""
+        chosen = self._form(form)
+        record = self._service.images.add(image, chosen)
+        return _mount(self._service.mounting.mount(record, target, chosen), record)
+
+    def umount(self, target: str, lazy: bool = False) -> dict[str, Any]:
+        """Unmount."""
+        self._service.mounting.umount(target, lazy=lazy)
+        return {"unmounted": target}
+
+    def prefetch(self, image: str, paths: list[str], form: str | None = None) -> Iterator[dict[str, Any]]:
+        """Fetch ahead of any reader; reports progress until it is done."""
+        service = self._service
+        record = service.images.find(image)
+        mounted = [mount.form for mount in service.state.mounts() if mount.image == record.digest]
+        chosen = self._form(form) if form or not mounted else mounted[0]
+        return prefetch(record, paths, chosen, service.images, service.mounting, service.flights)
+
+    def gc(self, dry_run: bool = False, everything: bool = False) -> dict[str, Any]:
+        """Remove cached data that no image needs; `everything`: also that of images that are not mounted."""
+        collected = self._service.collector.collect(unreferenced_only=not everything, dry_run=dry_run)
+        return {"blobs": collected.blobs, "freed_bytes": collected.freed, "dry_run": dry_run}
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since the worker started, and what the cache holds."""
+        service = self._service
+        usage = service.collector.usage()
+        files = service.objects.files()
+        return {
+            "counters": service.counters.snapshot(),
+            "cache": {
+                "blobs": len(usage),
+                "allocated_bytes": sum(item.allocated for item in usage),
+                "unreferenced_bytes": sum(item.allocated for item in usage if not item.referenced),
+                "quota_bytes": service.config.quota,
+            },
+            "open_blobs": len(files),
+            "frames_ready": sum(file.ready.count for file in files),
+            "frames": sum(file.ready.frames for file in files),
+            "flights": len(service.flights),
+        }
+
+    def status(self) -> dict[str, Any]:
+        """Whether all is well: processes, planes, who waits for what and since when, the sources' last errors."""
+        service = self._service
+        keeper, _ = service.link.call("status", 5.0)
+        keeper.pop("token", None)
+        keeper.pop("errno", None)
+        waiting = sorted(service.flights.waiting(), key=lambda item: -item[2])[:MOST_LISTED]
+        return {
+            "plane": service.plane,
+            "form": service.form.value,
+            "root": str(service.layout.root),
+            "worker": {"pid": os.getpid(), "generation": service.generation, "uptime": time.time() - service.started},
+            "keeper": keeper,
+            "images": len(service.state.images()),
+            "mounts": len(service.state.mounts()),
+            "waiting": [{"file": file, "frame": frame, "age": round(age, 3)} for file, frame, age in waiting],
+            "source_errors": dict(service.fetcher.last_errors),
+            "fenced": service.fenced,
+            "link": {"bytes_in_flight": service.link_estimate.in_flight},
+        }
+
+    def metrics(self) -> str:
+        """Counters and gauges for Prometheus."""
+        stats = self.stats()
+        lines = []
+        for name, value in stats["counters"].items():
+            metric = f"erofs_loader_{name}_total"
+            lines += [f"# HELP {metric} {NAMES[name]}", f"# TYPE {metric} counter", f"{metric} {value}"]
+        gauges = {
+            "cache_allocated_bytes": stats["cache"]["allocated_bytes"],
+            "cache_blobs": stats["cache"]["blobs"],
+            "flights": stats["flights"],
+            "frames_ready": stats["frames_ready"],
+            "images": len(self._service.state.images()),
+            "mounts": len(self._service.state.mounts()),
+        }
+        for name, value in gauges.items():
+            lines += [f"# TYPE erofs_loader_{name} gauge", f"erofs_loader_{name} {value}"]
+        return "\n".join(lines) + "\n"
+
+    def stop(self, mode: str | None = None) -> dict[str, Any]:
+        """Have the whole daemon leave in order."""
+        arguments = {"mode": mode} if mode else {}
+        self._service.link.call("stop", 10.0, **arguments)
+        return {"stopping": True}
+
+    def _form(self, name: str | None) -> Form:
+        if name in (None, "", "auto"):
+            return self._service.form
+        try:
+            return Form(name)
+        except ValueError:
+            raise UsageError(f"no form {name!r}", hint="encoded or decoded") from None
+
+    def _image(self, image: ImageRecord) -> dict[str, Any]:
+        return {
+            "name": image.name,
+            "digest": str(image.digest),
+            "source": image.source,
+            "size": image.size,
+            "blobs": [str(blob) for blob, _ in image.blobs],
+            "pinned": image.pinned,
+            "forms": sorted(form.value for form in self._service.state.payloads(image.digest)),
+        }
+
+
+def _mount(mount: MountRecord, image: ImageRecord | None) -> dict[str, Any]:
+    document = {
+        "target": mount.target,
+        "image": image.name if image else str(mount.image),
+        "digest": str(mount.image),
+        "form": mount.form.value,
+        "plane": mount.plane,
+    }
+    return document | ({"fsid": mount.fsid} if mount.fsid else {})
