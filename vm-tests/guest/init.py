@@ -1,7 +1,8 @@
 """PID 1 of the guest: prepare the machine, run one function of a scenario, report, power off.
 
 The root is the host's file system, read-only. What is written goes to tmpfs (/run, /tmp) or to the scratch disk
-(/run/disk).
+(/run/disk). With `systemd` in the task the root becomes an overlay that can be written (its upper layer on tmpfs) and
+systemd takes over as PID 1; it runs the scenario as a service, by this file with `--service`.
 """
 
 import ctypes
@@ -15,10 +16,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
 
-MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
+MS_NOSUID, MS_MOVE = 2, 8192
 RB_POWER_OFF = 0x4321FEDC
-MODULE_INIT_COMPRESSED_FILE = 4
 SYS_FINIT_MODULE = 313
+EEXIST, EBUSY = 17, 16
 LIBC = ctypes.CDLL(None, use_errno=True)
 MOUNTS = (
     ("proc", "/proc", "proc", ""),
@@ -31,6 +32,20 @@ MOUNTS = (
     ("cgroup2", "/sys/fs/cgroup", "cgroup2", ""),
     ("debugfs", "/sys/kernel/debug", "debugfs", ""),
 )
+TASK = Path("/run/rig-task.json")
+UNITS = Path("/etc/systemd/system")
+SERVICE = """[Unit]
+Description=The scenario
+DefaultDependencies=no
+After=basic.target
+Wants=basic.target
+[Service]
+Type=simple
+ExecStart={python} -I {init} --service
+StandardOutput=journal+console
+KillMode=process
+[Install]
+"""
 
 
 def mount(source: str, target: str, kind: str, flags: int = 0, data: str = "") -> None:
@@ -46,28 +61,34 @@ def load_module(path: str) -> None:
     with open(path, "rb") as stream:
         if LIBC.syscall(SYS_FINIT_MODULE, stream.fileno(), b"", 0) < 0:
             code = ctypes.get_errno()
-            if code != 17:
+            if code != EEXIST:
                 raise OSError(code, f"finit_module: {os.strerror(code)}", path)
 
 
-def prepare_machine() -> tuple[dict, "object"]:
-    """Mounts, modules, the port to the host, the scratch disk, the network. Gives the task and the port's file."""
-    for source, target, kind, data in MOUNTS:
+def prepare_machine() -> dict:
+    """Mounts, modules, the scratch disk. Gives the task, which is kept in TASK too."""
+    mount_all(MOUNTS[:1])
+    words = dict(word.partition("=")[::2] for word in Path("/proc/cmdline").read_text().split())
+    task = json.loads((Path(words["rig.folder"]) / "task.json").read_text())
+    mount_all(MOUNTS[1:])
+    for path in task["modules"]:
+        load_module(path)
+    Path("/run/disk").mkdir()
+    mount("/dev/vda", "/run/disk", "ext4")
+    TASK.write_text(json.dumps(task))
+    return task
+
+
+def mount_all(rows) -> None:
+    """The pseudo file systems; what the kernel mounted itself stays."""
+    for source, target, kind, data in rows:
         if target in ("/dev/shm", "/dev/pts"):
             Path(target).mkdir(exist_ok=True)
         try:
             mount(source, target, kind, MS_NOSUID if kind != "tmpfs" else 0, data)
         except OSError as error:
-            if error.errno != 16:  # devtmpfs mounted itself
+            if error.errno != EBUSY:
                 raise
-    words = dict(word.partition("=")[::2] for word in Path("/proc/cmdline").read_text().split())
-    task = json.loads((Path(words["rig.folder"]) / "task.json").read_text())
-    for path in task["modules"]:
-        load_module(path)
-    port = find_port(task["port"])
-    Path("/run/disk").mkdir()
-    mount("/dev/vda", "/run/disk", "ext4")
-    return task, port
 
 
 def find_port(name: str):
@@ -78,11 +99,11 @@ def find_port(name: str):
     raise FileNotFoundError(f"no virtio port {name}")
 
 
-def child(task: dict, port) -> None:
+def play(task: dict) -> None:
     """Run the scenario's function; its outcome goes to the host from here."""
     from lib import Guest, network
 
-    guest = Guest(task, port)
+    guest = Guest(task, find_port(task["port"]))
     try:
         os.environ.update(PATH="/usr/sbin:/usr/bin:/sbin:/bin", HOME="/run", TMPDIR="/tmp", LC_ALL="C.UTF-8")
         network()
@@ -93,14 +114,38 @@ def child(task: dict, port) -> None:
         guest.end(ok=False, error=f"{type(error).__name__}: {error}", trace=traceback.format_exc())
 
 
+def be_systemd() -> None:
+    """Make the root writable in memory, install the scenario's service, and become systemd. Does not return."""
+    Path("/tmp/upper").mkdir()
+    Path("/tmp/work").mkdir()
+    Path("/tmp/root").mkdir()
+    mount("overlay", "/tmp/root", "overlay", 0, "lowerdir=/,upperdir=/tmp/upper,workdir=/tmp/work")
+    for name in ("proc", "sys", "dev", "run"):
+        mount(f"/{name}", f"/tmp/root/{name}", "", MS_MOVE)
+    os.chdir("/tmp/root")
+    mount(".", "/", "", MS_MOVE)
+    os.chroot(".")
+    os.chdir("/")
+    mount("tmpfs", "/tmp", "tmpfs", 0, "mode=1777")
+    init = HERE / "init.py"
+    (UNITS / "rig.service").write_text(SERVICE.format(python=sys.executable, init=init))
+    (UNITS / "rig.target").write_text("[Unit]\nRequires=basic.target rig.service\nAfter=basic.target\n")
+    Path("/etc/fstab").write_text("")
+    Path("/.dockerenv").unlink(missing_ok=True)  # of the host, if it is a container: systemd would believe it
+    Path("/etc/machine-id").write_text("0123456789abcdef0123456789abcdef\n")
+    os.execv("/lib/systemd/systemd", ["/lib/systemd/systemd", "--unit=rig.target", "--show-status=no"])
+
+
 def main() -> None:
     """Be PID 1: reap everything, and power off when the scenario's process has ended."""
     try:
-        task, port = prepare_machine()
+        task = prepare_machine()
+        if task.get("systemd"):
+            be_systemd()
         pid = os.fork()
         if pid == 0:
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-            child(task, port)
+            play(task)
             os._exit(0)
         while os.wait()[0] != pid:
             pass
@@ -111,4 +156,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--service"]:
+        play(json.loads(TASK.read_text()))
+        os.execvp("systemctl", ["systemctl", "poweroff"])
     main()

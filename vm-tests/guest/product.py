@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from lib import DISK, Failure, expect, run, wait_for
@@ -117,3 +119,62 @@ def mount_point(name):
     path = Path("/run/mnt") / name
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+class Readers:
+    """Processes that read whole trees at the same time, each with an outcome of its own."""
+
+    def __init__(self, targets, copies=2):
+        self.jobs = []
+        for target in targets:
+            for _ in range(copies):
+                self.jobs.append((target, *self._start(target)))
+
+    def _start(self, target):
+        receive, send = os.pipe()
+        pid = os.fork()
+        if pid:
+            os.close(send)
+            return pid, receive
+        try:
+            os.close(receive)
+            data = json.dumps(digest_tree(target)).encode()
+        except OSError as error:
+            data = json.dumps({"error": str(error)}).encode()
+        with os.fdopen(send, "wb") as stream:
+            stream.write(data)
+        os._exit(0)
+
+    def running(self):
+        """How many have not ended (their pipe is still open)."""
+        ready, _, _ = select.select([receive for _, _, receive in self.jobs], [], [], 0)
+        return len(self.jobs) - len(ready)
+
+    def results(self, limit):
+        """(target, path → digest) of each, or {"error": …}; a reader that does not end is a failure (and killed)."""
+        deadline = time.monotonic() + limit
+        found, stuck = [], []
+        for target, pid, receive in self.jobs:
+            if not select.select([receive], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                stuck.append((pid, Path(f"/proc/{pid}/stack").read_text() if DEBUG_STACKS else ""))
+                os.kill(pid, signal.SIGKILL)
+            with os.fdopen(receive, "rb") as stream:
+                data = stream.read()
+            os.waitpid(pid, 0)
+            found.append((target, json.loads(data or b"{}")))
+        expect(not stuck, f"{len(stuck)} readers are stuck after {limit} s: {stuck[:2]} {log_tail()}")
+        return found
+
+
+DEBUG_STACKS = Path("/proc/self/stack").exists()
+
+
+def expect_right(found, images, errors_allowed=False):
+    """Every reader saw exactly the image's bytes (or, if allowed, an I/O error: never other bytes)."""
+    for target, digests in found:
+        files = images[target.name]["files"]
+        if "error" in digests:
+            expect(errors_allowed, f"{target}: {digests['error']} {log_tail()}")
+            continue
+        wrong = [path for path in files if digests.get(path) != files[path]]
+        expect(not wrong, f"{target}: wrong bytes in {len(wrong)} files: {wrong[:5]}")

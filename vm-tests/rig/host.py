@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import subprocess
@@ -11,13 +12,15 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from rig import disk, machine
 from rig.registry import Registry
 from rig.table import HERE, Image
 
 REPOSITORY = HERE.parent
+T = TypeVar("T")
+sys.path.append(str(REPOSITORY))  # for bench.link
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Host:
         self.cell: Cell | None = None
         self._registry: Registry | None = None
         self._made: dict[str, Any] = {}
+        self._scenario = contextlib.ExitStack()
 
     @property
     def registry(self) -> Registry:
@@ -77,6 +81,16 @@ class Host:
             folder.mkdir(parents=True)
             self._made[name] = make(folder)
         return self._made[name]
+
+    def keep(self, resource: contextlib.AbstractContextManager[T]) -> T:
+        """Enter a context until the scenario ends."""
+        return self._scenario.enter_context(resource)
+
+    def end_scenario(self) -> None:
+        """Leave what `keep` entered; a registry that the scenario left stopped runs again."""
+        self._scenario.close()
+        if self._registry:
+            self._registry.start()
 
     def program(self, module: str, *arguments: str) -> str:
         """Run one of the project's commands on the host (`loader.cli.builder`, …) and give its standard output."""
@@ -117,6 +131,7 @@ def play(host: Host, scenario: ModuleType, cell: Cell) -> Result:
     try:
         task = scenario.host(host) if hasattr(scenario, "host") else {}
         task |= {"scenario": name, "plane": cell.plane, "form": cell.form}
+        task |= {"systemd": getattr(scenario, "SYSTEMD", False)}
         scratch = disk.make(folder / "disk", getattr(scenario, "DISK", disk.SIZE))
         for function in scenario.BOOTS:
             end = machine.run(_boot(host, cell, folder, scratch, {**task, "function": function}, scenario))
@@ -130,6 +145,8 @@ def play(host: Host, scenario: ModuleType, cell: Cell) -> Result:
         result.outcome, result.message = "lost", str(error)
     except Exception as error:  # the host's own part
         result.outcome, result.message = "failed", f"host: {type(error).__name__}: {error}"
+    finally:
+        host.end_scenario()
     result.seconds = round(time.monotonic() - started, 1)
     return result
 

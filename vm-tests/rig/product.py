@@ -25,6 +25,19 @@ def published(host: Host) -> dict[str, Any]:
     return dict(task)
 
 
+def slow_link(host: Host, task: dict[str, Any], rate: float, rtt: float = 0.01) -> dict[str, Any]:
+    """The same task with the registry behind a link of `rate` bytes a second."""
+    from bench.link import Link
+
+    link = host.keep(Link(host.registry.address, rate, rtt))
+    seen = f"10.0.2.2:{link.address.rsplit(':', 1)[1]}"
+    found = {
+        name: {**image, "reference": image["reference"].replace(SEEN_BY_GUEST, seen)}
+        for name, image in task["images"].items()
+    }
+    return {**task, "images": found}
+
+
 def _publish(host: Host, folder: Path) -> dict[str, Any]:
     layout = images.write_layout(folder / "layout", NAMES)
     found = {}

@@ -32,7 +32,9 @@ class Registry:
         (folder / "config.yml").write_text(CONFIG.format(folder=folder, port=PORT))
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
+        """Start it, unless it runs, and wait until it answers."""
+        if self._process and self._process.poll() is None:
+            return
         command = ["setpriv", "--pdeathsig", "KILL", "docker-registry", "serve", str(self.folder / "config.yml")]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)

@@ -1,0 +1,84 @@
+"""docs/kernels.md out of a run's JSON: the matrix, what was measured on the way, and the kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rig.host import scenarios, title
+from rig.table import Kernel
+
+HEAD = """# Kernels
+
+What was run where, and how it ended. This page is generated: `vm-tests/run --report docs/kernels.md` boots every kernel
+of `vm-tests/kernels.toml` under QEMU, runs every scenario in every cell (a plane and a form of a kernel) and writes it.
+A time is that of the whole scenario, boot included; the machine is emulated, so it says nothing about speed. *Lost* is
+a machine that ended without an answer; it is neither passed nor failed. An empty place: the scenario is not for that
+cell.
+"""
+
+LIMITS = """## What a kernel cannot do
+
+| kernels | limit | what a user gets there |
+|---|---|---|
+| before 5.19 | no cachefiles on-demand mode, no file-backed EROFS | `probe` exits 13 and names the options |
+| 5.19 to 6.7, as released | cachefiles without `restore` and without a second OPEN of a lost object | after the \
+keeper's death readers of data not yet cached get EIO until the image is mounted anew (Debian's 6.1.192 has both) |
+| before 6.10 | no zstd in EROFS | decoded form only |
+| cachefiles before 6.12 | a write at an unaligned offset lands at the rounded-down one | the worker writes whole, aligned \
+4 KiB blocks only |
+| fanotify before 7.1 | metadata reads raise no event | metadata is fetched whole and verified before the mount |
+| 7.1.8, 7.2 and later | cachefiles on-demand mode is gone | the fanotify plane |
+"""
+
+Results = list[dict[str, Any]]
+
+
+def page(results: Results, kernels: dict[str, Kernel]) -> str:
+    """The whole page, Markdown."""
+    parts = [HEAD, _matrix(results), _titles(results), _kernels(results, kernels), _facts(results), LIMITS]
+    return "\n".join(parts)
+
+
+def _matrix(results: Results) -> str:
+    cells = list(dict.fromkeys((r["kernel"], r["plane"], r["form"]) for r in results))
+    names = list(dict.fromkeys(r["scenario"] for r in results))
+    found = {(r["kernel"], r["plane"], r["form"], r["scenario"]): r for r in results}
+    head = "| scenario | " + " | ".join(f"{kernel}<br>{plane}, {form}" for kernel, plane, form in cells) + " |"
+    rows = [head, "|---|" + "---|" * len(cells)]
+    for name in names:
+        rows.append(f"| {name} | " + " | ".join(_place(found.get((*cell, name))) for cell in cells) + " |")
+    return "## The matrix\n\n" + "\n".join(rows) + "\n"
+
+
+def _place(result: dict[str, Any] | None) -> str:
+    if result is None:
+        return ""
+    if result["outcome"] == "passed":
+        return f"passed, {result['seconds']:.0f} s"
+    return f"**{result['outcome']}**: {result['message'].splitlines()[0][:120]}".replace("|", "\\|")
+
+
+def _titles(results: Results) -> str:
+    used = {result["scenario"] for result in results}
+    rows = [f"- **{name}**: {title(scenario)}" for name, scenario in scenarios().items() if name in used]
+    return "## Scenarios\n\n" + "\n".join(rows) + "\n"
+
+
+def _kernels(results: Results, kernels: dict[str, Kernel]) -> str:
+    rows = ["| name | package | release | how |", "|---|---|---|---|"]
+    for name, kernel in kernels.items():
+        releases = sorted({r["release"] for r in results if r["kernel"] == name and r["release"]})
+        if releases:
+            how = "built from source" if kernel.origin == "source" else "Debian's own"
+            rows.append(f"| {name} | {kernel.package} ({kernel.suite}) | {', '.join(releases)} | {how} |")
+    return "## Kernels of this run\n\n" + "\n".join(rows) + "\n"
+
+
+def _facts(results: Results) -> str:
+    rows = ["| cell | scenario | measured | value |", "|---|---|---|---|"]
+    for result in results:
+        cell = f"{result['kernel']} {result['plane']}/{result['form']}"
+        for name, value in result["facts"].items():
+            text = f"{value:,}" if isinstance(value, int) else str(value)
+            rows.append(f"| {cell} | {result['scenario']} | {name} | {text} |")
+    return "## Measured on the way\n\n" + "\n".join(rows) + "\n"
