@@ -1,17 +1,15 @@
 """The encoded form of regular files: the kernel's classic full index, and the packed inode for what shares frames.
 
-A frame is a physical cluster. Its first block of the file has a HEAD record with the frame's address, the others
-NONHEAD records with the distances to this and to the next head; the first NONHEAD says how many blocks the frame takes
-where it lies. Files that share frames are ranges (fragments) of one hidden file, the packed inode, which is written the
-same way.
+A frame is a physical cluster (clusters.py). Files that share frames are ranges (fragments) of one hidden file, the
+packed inode, which is written the same way. A file's last block, where no index record can hold it, is a fragment too.
 """
 
 from __future__ import annotations
 
 import stat
 from array import array
-from functools import lru_cache
 
+from erofs_builder.erofs.clusters import Cluster, cut_hole, encode_clusters, fitting_bits
 from erofs_builder.erofs.layout import (
     BLOCK,
     BLOCK_BITS,
@@ -21,12 +19,7 @@ from erofs_builder.erofs.layout import (
     Z_COMPRESSION_ZSTD,
     Z_FRAGMENT_WHOLE,
     Z_INDEX_OFFSET,
-    Z_LCLUSTER_HEAD1,
     Z_LCLUSTER_INDEX,
-    Z_LCLUSTER_NONHEAD,
-    Z_LCLUSTER_NONHEAD_INDEX,
-    Z_LI_D0_CBLKCNT,
-    Z_LI_PARTIAL_REF,
     Z_MAP_HEADER,
     blocks_of,
 )
@@ -41,11 +34,12 @@ from erofs_builder.erofs.regular import (
     hole_body,
     is_hole,
 )
-from erofs_builder.erofs.zeros import ZERO_FRAME_BLOCKS
 from erofs_builder.errors import UnsupportedError
 from erofs_builder.frames import Frame
 from erofs_builder.model import Blob, Extent, Node
 
+# Larger files get larger logical clusters, if their frames allow: most images have none and stay with the common form.
+SMALL_CLUSTERS_MAX = 512 << 20
 _SHARED = 2  # saturating count of files in a frame
 _NOT_PACKED = -1
 
@@ -109,7 +103,7 @@ class EncodedFiles:
             return INODE_COMPRESSED_FULL, Z_MAP_HEADER.size
         if is_hole(node):
             return HOLE
-        size = Z_INDEX_OFFSET + Z_LCLUSTER_INDEX.size * blocks_of(node.size)
+        size = index_size(node)
         if size > SPARSE_INDEX_MAX and any(extent.blob is None for extent in node.extents):
             raise UnsupportedError(
                 f"a sparse file of {node.size} bytes with data in between needs {size} bytes of index"
@@ -148,30 +142,45 @@ class EncodedFiles:
         return Body(data_blocks(packed), self._index(packed))
 
     def _index(self, node: Node) -> bytes:
+        clusters = [cluster for extent in node.extents[:-1] for cluster in self._clusters(extent)]
         advise, fragment = Z_ADVISE_BIG_PCLUSTER_1, 0
-        records = [self._records(extent) for extent in node.extents[:-1]]
         last = node.extents[-1]
         tail = self._fragment(last) if len(node.extents) > 1 and _fits_no_record(last) else None
         if tail is None:
-            records.append(self._records(last))
+            clusters += self._clusters(last)
         else:
             advise |= Z_ADVISE_FRAGMENT_PCLUSTER
             fragment = tail & 0xFFFFFFFF
-            records.append(Z_LCLUSTER_INDEX.pack(Z_LCLUSTER_HEAD1, 0, tail >> 32))
-        header = Z_MAP_HEADER.pack(fragment, advise, Z_COMPRESSION_ZSTD, 0)
-        return b"".join((header, bytes(Z_INDEX_OFFSET - len(header)), *records))
+            clusters.append(Cluster(1, tail >> 32, 1))
+        bits = _cluster_bits(node)
+        header = Z_MAP_HEADER.pack(fragment, advise, Z_COMPRESSION_ZSTD, bits)
+        return b"".join((header, bytes(Z_INDEX_OFFSET - len(header)), encode_clusters(clusters, bits)))
 
-    def _records(self, extent: Extent) -> bytes:
-        if extent.blob is None or extent.blob.table is None:
-            return _hole_records(blocks_of(extent.length), self._zero_block)
-        frame = extent.blob.table[extent.frame]
+    def _clusters(self, extent: Extent) -> list[Cluster]:
         blocks = blocks_of(extent.length)
+        if extent.blob is None or extent.blob.table is None:
+            return [Cluster(length, self._zero_block, 1, True) for length in cut_hole(blocks)]
+        frame = extent.blob.table[extent.frame]
         if blocks == 1 and frame.encoded_size > BLOCK:
             raise ValueError(f"one block of frame {frame.number}, which takes more than one, before a file's end")
         _, base = self._addresses[extent.blob]
         address = base + (frame.encoded_offset >> BLOCK_BITS)
-        partial = _is_partial(extent, frame)
-        return _frame_records(address, blocks, frame.encoded_size >> BLOCK_BITS, partial)
+        return [Cluster(blocks, address, frame.encoded_size >> BLOCK_BITS, _is_partial(extent, frame))]
+
+
+def index_size(node: Node) -> int:
+    """Bytes of a file's map header and index."""
+    return Z_INDEX_OFFSET + Z_LCLUSTER_INDEX.size * -(-blocks_of(node.size) >> _cluster_bits(node))
+
+
+def _cluster_bits(node: Node) -> int:
+    if node.size <= SMALL_CLUSTERS_MAX:
+        return 0
+    lengths: list[int] = []
+    for extent in node.extents:
+        blocks = blocks_of(extent.length)
+        lengths += cut_hole(blocks) if extent.blob is None else [blocks]
+    return fitting_bits(lengths)
 
 
 def _fits_no_record(extent: Extent) -> bool:
@@ -185,25 +194,3 @@ def _is_partial(extent: Extent, frame: Frame) -> bool:
     # The file does not read the frame's very end (fsck.erofs counts the padding behind a file's last byte too), or the
     # frame takes more bytes than it gives, which kernels from 7.0 on refuse without the flag.
     return extent.length != frame.decoded_size or extent.length < frame.encoded_size
-
-
-def _hole_records(blocks: int, zero_block: int) -> bytes:
-    whole, rest = divmod(blocks, ZERO_FRAME_BLOCKS)
-    records = _frame_records(zero_block, ZERO_FRAME_BLOCKS, 1, True) * whole
-    return records + _frame_records(zero_block, rest, 1, True) if rest else records
-
-
-def _frame_records(address: int, blocks: int, encoded_blocks: int, partial: bool) -> bytes:
-    advise = Z_LCLUSTER_HEAD1 | (Z_LI_PARTIAL_REF if partial else 0)
-    head = Z_LCLUSTER_INDEX.pack(advise, 0, address)
-    if blocks == 1:
-        return head
-    first = Z_LCLUSTER_NONHEAD_INDEX.pack(Z_LCLUSTER_NONHEAD, 0, Z_LI_D0_CBLKCNT | encoded_blocks, blocks - 1)
-    return head + first + nonhead_records(blocks)
-
-
-@lru_cache(maxsize=256)
-def nonhead_records(blocks: int) -> bytes:
-    """The records of a frame's third and later blocks."""
-    pack = Z_LCLUSTER_NONHEAD_INDEX.pack
-    return b"".join([pack(Z_LCLUSTER_NONHEAD, 0, back, blocks - back) for back in range(2, blocks)])

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from erofs_builder.erofs import layout as on_disk
-from erofs_builder.erofs.indexes import nonhead_records
+from erofs_builder.erofs.clusters import PlacedCluster, decode_clusters
 from erofs_builder.erofs.inodes import Inode
 from erofs_builder.erofs.layout import BLOCK, BLOCK_BITS, blocks_of
 from erofs_builder.erofs.source import Source
@@ -170,7 +170,7 @@ class EncodedMapper:
         size = on_disk.Z_INDEX_OFFSET + count * on_disk.Z_LCLUSTER_INDEX.size
         records = self._source.take(offset, size, f"{inode}: index")[on_disk.Z_INDEX_OFFSET :]
         found: list[Extent] = []
-        for cluster in read_clusters(records, bits, blocks_of(inode.size), str(inode)):
+        for cluster in decode_clusters(records, bits, blocks_of(inode.size), str(inode)):
             if advise & on_disk.Z_ADVISE_FRAGMENT_PCLUSTER and cluster.is_last:
                 left = inode.size - (cluster.start << BLOCK_BITS)
                 found.append(self._fragment(inode, fragment | cluster.address << 32, left))
@@ -183,7 +183,7 @@ class EncodedMapper:
             raise ErofsError(f"{inode}: data starts inside a frame")
         return _clipped(found, inode.size)
 
-    def _extent(self, inode: Inode, cluster: Cluster) -> Extent:
+    def _extent(self, inode: Inode, cluster: PlacedCluster) -> Extent:
         length = cluster.blocks << BLOCK_BITS
         number = bisect_right(self._starts, cluster.address) - 1
         if number < 0:
@@ -200,58 +200,6 @@ class EncodedMapper:
         if length > frame.decoded_size:
             raise ErofsError(f"{inode}: {length} bytes of frame {frame.number}, which has {frame.decoded_size}")
         return Extent(device.blob, frame.number, 0, length)
-
-
-class Cluster(NamedTuple):
-    """A physical cluster as the index has it. All in blocks."""
-
-    start: int
-    blocks: int
-    address: int
-    encoded_blocks: int
-    is_last: bool
-
-
-def read_clusters(records: bytes, bits: int, total: int, what: str) -> Iterator[Cluster]:
-    """The clusters of a file of `total` blocks, in order; `bits`: log2 of the blocks that one record covers."""
-    head_struct, nonhead_struct = on_disk.Z_LCLUSTER_INDEX, on_disk.Z_LCLUSTER_NONHEAD_INDEX
-    size = head_struct.size
-    count = len(records) // size
-    position = 0
-    head = head_struct.unpack_from(records)
-    if head[1]:
-        raise ErofsError(f"{what}: the first cluster starts at {head[1]}")
-    start = 0
-    while position < count:
-        advise, _, address = head
-        if advise & ~on_disk.Z_LI_PARTIAL_REF != on_disk.Z_LCLUSTER_HEAD1:
-            raise ErofsError(f"{what}: record {position} has advise {advise:#x} where a cluster should start")
-        following, encoded = position + 1, 1
-        if following < count and records[following * size] == on_disk.Z_LCLUSTER_NONHEAD:
-            advise, offset, encoded, ahead = nonhead_struct.unpack_from(records, following * size)
-            following += ahead
-            template = nonhead_records(following - position) if following - position <= 0x800 else None
-            inner = records[(position + 2) * size : following * size]
-            if (
-                advise != on_disk.Z_LCLUSTER_NONHEAD
-                or offset
-                or not encoded & on_disk.Z_LI_D0_CBLKCNT
-                or inner != template
-            ):
-                raise ErofsError(f"{what}: the records from {position} on are malformed")
-            encoded &= ~on_disk.Z_LI_D0_CBLKCNT
-        elif bits:
-            raise ErofsError(f"{what}: a cluster of one record, {position}")
-        if following > count:
-            raise ErofsError(f"{what}: a cluster reaches beyond the file's end")
-        end = total
-        if following < count:
-            head = head_struct.unpack_from(records, following * size)
-            if head[1] % BLOCK or head[1] >= BLOCK << bits:
-                raise ErofsError(f"{what}: a cluster at {head[1]} of record {following}")
-            end = (following << bits) + (head[1] >> BLOCK_BITS)
-        yield Cluster(start, end - start, address, encoded, following == count)
-        start, position = end, following
 
 
 def _clipped(extents: list[Extent], size: int) -> tuple[Extent, ...]:

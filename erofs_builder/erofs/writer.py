@@ -20,7 +20,7 @@ from typing import NamedTuple
 from erofs_builder.erofs import dirs
 from erofs_builder.erofs import layout as on_disk
 from erofs_builder.erofs.chunks import DecodedFiles
-from erofs_builder.erofs.indexes import EncodedFiles
+from erofs_builder.erofs.indexes import EncodedFiles, index_size
 from erofs_builder.erofs.layout import (
     BLOCK,
     BLOCK_BITS,
@@ -122,7 +122,7 @@ class _Writer:
                 whole_blocks += blocks
             position = self._put(number, position, head, layout, tail)
         if self.packed:
-            body = on_disk.Z_INDEX_OFFSET + on_disk.Z_LCLUSTER_INDEX.size * blocks_of(self.packed.size)
+            body = index_size(self.packed)
             self.formats[-1] = on_disk.INODE_LAYOUT_EXTENDED
             position = self._put(-1, position, _EXTENDED_SIZE, on_disk.INODE_COMPRESSED_FULL, body)
         self.inodes_end = position
