@@ -127,9 +127,16 @@ class BlobWriter:
     def _collect(self) -> None:
         encoded = self._pending.popleft().result()
         self._hash.update(encoded.data)
-        self._out.write(encoded.data)
+        self._write(encoded.data)
         self._encoded.extend(encoded.encoded_blocks)
         self._digests += encoded.digests
+
+    def _write(self, data: bytes) -> None:
+        written = self._out.write(data)
+        # An unbuffered file may take a part only.
+        while isinstance(written, int) and written < len(data):
+            data = data[written:]
+            written = self._out.write(data)
 
     def _work(self, batch: list[Buffer]) -> _Encoded:
         # A compressor serves one thread at a time; there are never more than threads.

@@ -101,6 +101,6 @@ def check_segments(segments: list[tuple[int, int]], size: int, stored: int) -> S
 def pairs(numbers: list[bytes]) -> list[tuple[int, int]]:
     """offset, length, offset, length, … as the sparse formats 0.0, 0.1 and 1.0 write them."""
     if len(numbers) % 2:
-        raise TarError("sparse map: an offset without a length")
+        raise TarError("sparse map: an odd count of numbers")
     values = [parse_size(b"GNU.sparse.map", number) for number in numbers]
     return list(zip(values[::2], values[1::2], strict=True))

@@ -327,13 +327,13 @@ class TarReader:
             *complete, rest = bytes(text).split(b"\n")
             lines += complete
             text = bytearray(rest)
-            if len(text) > 40:
-                raise TarError("sparse map: a number is too long")
             if lines and wanted == 1:
                 count = pax.parse_size(b"GNU.sparse.map", lines[0])
                 if count > pax.MAX_SEGMENTS:
                     raise TarError(f"sparse map: {count} segments, at most {pax.MAX_SEGMENTS}")
                 wanted = 1 + 2 * count
+            if len(lines) < wanted and len(text) > 40:
+                raise TarError("sparse map: a number is too long")
         return pax.pairs(lines[1:wanted])
 
     def _old_gnu_sparse(self, block: memoryview, stored: int) -> tuple[int, Segments]:
