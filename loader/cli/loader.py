@@ -66,7 +66,7 @@ def client(context: click.Context) -> Client:
 @click.option("--deadline", type=float, help="Seconds that a READ is retried before it fails [60].")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
 @click.pass_context
-def serve(context: click.Context, insecure: bool, **options: Any) -> None:
+def serve(context: click.Context, /, insecure: bool, **options: Any) -> None:
     """Run the daemon in the foreground."""
     from loader.cli.loader_serve import serve as run_daemon
 
@@ -229,7 +229,7 @@ def prefetch(context: click.Context, image: str, paths: tuple[str, ...], form: s
     report = next(reports, report)
     with progress_bars(quiet=as_json).task("prefetch", report["total"]) as bar:
         seen = 0
-        for report in itertools.chain([report], reports):
+        for report in itertools.chain([report], reports):  # noqa: B020 - the last one is wanted
             bar.advance(report["fetched"] - seen)
             seen = report["fetched"]
     if as_json:
