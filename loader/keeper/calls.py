@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from loader.keeper.plane_cachefiles import CachefilesPlane
 from loader.keeper.plane_fanotify import FanotifyPlane
+from loader.keeper.state import MountRecord
 
 if TYPE_CHECKING:
     from loader.keeper.keeper import Keeper
@@ -45,7 +46,7 @@ class Calls:
         return {
             "generation": state.generation,
             "plane": self._keeper.plane.name,
-            "mounts": [asdict(record) for record in state.mounts.values()],
+            "mounts": [_without_objects(record) for record in state.mounts.values()],
             "fenced": state.fenced,
         }
 
@@ -110,6 +111,10 @@ class Calls:
         if not isinstance(plane, FanotifyPlane):
             raise OSError(errno.EOPNOTSUPP, f"plane {plane.name}: the kernel makes and opens its objects itself")
         return plane
+
+
+def _without_objects(record: MountRecord) -> dict[str, Any]:
+    return {key: value for key, value in asdict(record).items() if key != "objects"}
 
 
 def _done(reply: Reply) -> Callable[[OSError | None], None]:

@@ -6,7 +6,8 @@ nothing but its own memory. A packet is a kind byte and then a fixed struct (hot
     keeper ─▶ worker
       OBJECT   {"object", "plane", "size", …}, with its writer descriptor; fanotify adds "name", "path", "form" and
                "complete"; cachefiles adds "volume" and "cookie". All of them after a start, then READY
-      READY    {"generation", "plane", "mounts", "fenced"}: all objects were sent, the worker may serve
+      READY    {"generation", "plane", "mounts", "fenced"}: all objects were sent, the worker may serve. A mount has
+               target, plane, source, fsid and domain_id; one that was fenced, and is gone, a reason too
       REQUEST  the kernel wants [offset, offset + length) of an object (in bytes of its form; length is clipped to the
                file and never 0)
       OPEN     {"id", "object", "volume", "cookie"}, with the writer descriptor: cachefiles: the kernel opens an object:
@@ -41,7 +42,7 @@ import struct
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-MAX_PACKET = 65536
+MAX_PACKET = 262144
 KEEPER_FD_ENV = "EROFS_LOADER_KEEPER_FD"
 CONTROL_FD_ENV = "EROFS_LOADER_CONTROL_FD"
 ROOT_ENV = "EROFS_LOADER_ROOT"

@@ -18,6 +18,7 @@ from loader.keeper.protocol import CONTROL_FD_ENV, KEEPER_FD_ENV, MAX_PACKET, RO
 
 log = logging.getLogger(__name__)
 _BUFFER = 1 << 20
+_SO_SNDBUFFORCE = 32  # socket(7): SO_SNDBUF without the limit of net.core.wmem_max
 _SHORT_LIFE = 2.0  # a worker that dies younger than this counts as a crash loop
 _LONGEST_BACKOFF = 5.0
 
@@ -28,7 +29,7 @@ class Worker:
     def __init__(self, config: KeeperConfig, control_fd: int) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (ours, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+            end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BUFFER)
         ours.setblocking(False)
         environment = os.environ | config.worker_env
         environment |= {
