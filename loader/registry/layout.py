@@ -125,6 +125,11 @@ class Layout:
             if Digest(checksum.digest()) != descriptor.digest or size != descriptor.size:
                 raise IntegrityError(f"{path}: what was written is not the blob of the descriptor")
 
+    def adopt_blob(self, digest: Digest, file: Path) -> None:
+        """Take a finished file over as a blob; it must be on the same file system and have this digest."""
+        file.chmod(0o644)
+        file.rename(self._blob_path(digest))
+
     def put_manifest(self, media_type: str, data: bytes, tag: str | None) -> Descriptor:
         """Store a manifest and list it in the index, tagged or not."""
         described = describe_manifest(data, f"{self}: manifest", media_type)

@@ -51,17 +51,22 @@ class VerifyingReader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
-        data = self._next(min(len(view), CHUNK))
+        data = self.read(min(len(view), CHUNK))
+        view[: len(data)] = data
+        return len(data)
+
+    def read(self, size: int = CHUNK, /) -> bytes:
+        """1 to `size` bytes, none at the end; without the copies of a buffered stream."""
+        data = self._next(min(size, CHUNK) if size >= 0 else CHUNK)
         if not data:
             self._check_end()
-            return 0
+            return b""
         self._failures = 0
         self._hash.update(data)
         self._position += len(data)
         if self._position > self._size:
             raise IntegrityError(f"{self._what}: longer than the {self._size} bytes of its descriptor")
-        view[: len(data)] = data
-        return len(data)
+        return data
 
     def _next(self, amount: int) -> bytes:
         while True:

@@ -1,0 +1,96 @@
+"""Layers → the artifact's documents: both forms' metadata, the content index, the manifest. Pure code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import zstandard
+
+from erofs_builder.contents import Contents, encode_contents
+from erofs_builder.digest import Digest
+from erofs_builder.erofs.writer import write_metadata
+from erofs_builder.errors import ArtifactError
+from erofs_builder.layer import Layer
+from erofs_builder.model import Blob, Node
+from erofs_builder.payload import Form, encode_payload
+from erofs_builder.tree import flatten, walk
+from loader.artifact import (
+    BLOB_TYPE,
+    CONTENTS_TYPE,
+    INODES_ANNOTATION,
+    METADATA_TYPES,
+    PAYLOAD_SIZE_ANNOTATION,
+    Artifact,
+)
+from loader.registry.base import Descriptor
+
+PAYLOAD_LEVEL = 19
+_CONTENTS_LEVEL = 3  # most of it is digests, which do not compress at any level
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """An artifact and the bytes of its small parts; `blobs` in device order, `inodes` of the flattened tree."""
+
+    artifact: Artifact
+    blobs: tuple[Blob, ...]
+    documents: dict[Digest, bytes]
+    inodes: int
+    file_bytes: int
+
+
+def assemble(
+    layers: Sequence[Layer],
+    subject: Descriptor | None,
+    base_contents: Sequence[tuple[Blob, Contents]] = (),
+    annotations: dict[str, str] | None = None,
+) -> Assembled:
+    """Flatten the layers and write everything but the data blobs."""
+    root = flatten(layers)
+    candidates = list(dict.fromkeys([blob for blob, _ in base_contents] + [la.blob for la in layers if la.blob]))
+    with ThreadPoolExecutor(1) as pool:  # one form is compressed while the other one is laid out
+        futures = {}
+        used: dict[Form, list[Blob]] = {}
+        for form in Form:
+            metadata = write_metadata(root, form, candidates)
+            used[form] = metadata.blobs
+            tables = [blob.table for blob in metadata.blobs if blob.table is not None]
+            payload = encode_payload(form, metadata.erofs, tables)
+            futures[form] = pool.submit(_compressed, payload, PAYLOAD_LEVEL), len(payload)
+        parts = {form: (future.result(), size) for form, (future, size) in futures.items()}
+    blobs = used[Form.ENCODED]
+    if blobs != used[Form.DECODED]:
+        raise ArtifactError("the two forms use different blobs")
+    contents = dict(base_contents) | {la.blob: la.contents for la in layers if la.blob}
+    index = _compressed(encode_contents([(blob.digest, contents[blob]) for blob in blobs]), _CONTENTS_LEVEL)
+    inodes, file_bytes = _count(root)
+    documents = {Digest.of(data): data for data, _ in parts.values()} | {Digest.of(index): index}
+    artifact = Artifact(
+        blobs=[_describe_blob(blob) for blob in blobs],
+        metadata={form: _describe_payload(form, data, size) for form, (data, size) in parts.items()},
+        contents=Descriptor(CONTENTS_TYPE, Digest.of(index), len(index)),
+        subject=subject,
+        annotations={**(annotations or {}), INODES_ANNOTATION: str(inodes)},
+    )
+    return Assembled(artifact, tuple(blobs), documents, inodes, file_bytes)
+
+
+def _compressed(data: bytes, level: int) -> bytes:
+    return zstandard.ZstdCompressor(level=level, write_checksum=True).compress(data)
+
+
+def _describe_blob(blob: Blob) -> Descriptor:
+    assert blob.table is not None
+    return Descriptor(BLOB_TYPE, blob.digest, blob.table.blob_size)
+
+
+def _describe_payload(form: Form, data: bytes, size: int) -> Descriptor:
+    return Descriptor(METADATA_TYPES[form], Digest.of(data), len(data), {PAYLOAD_SIZE_ANNOTATION: str(size)})
+
+
+def _count(root: Node) -> tuple[int, int]:
+    """Inodes, and the bytes of all regular files, each counted once."""
+    nodes = {id(node): node.size for _, node in walk(root)}
+    return len(nodes), sum(nodes.values())

@@ -1,0 +1,179 @@
+"""`erofs-builder convert`: a source image or directory in, a published artifact out."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from erofs_builder.digest import Digest
+from erofs_builder.layer import Layer, Options
+from erofs_builder.packer import Base
+from erofs_builder.rootfs import build_rootfs
+from loader.artifact import ARTIFACT_TYPE, INDEX_TYPE, descriptor_to_json
+from loader.convert.assemble import Assembled, assemble
+from loader.convert.base import BaseArtifact, load_base
+from loader.convert.layers import blob_path, convert_layer
+from loader.convert.progress import NoProgress, Progress
+from loader.convert.publish import Published, publish, retried
+from loader.convert.source import ALL_PLATFORMS, SourceImage, SourceLayer, load_source
+from loader.errors import NotFoundError, UsageError
+from loader.registry.base import Descriptor, ImageTarget
+from loader.registry.config import RegistryConfig
+from loader.registry.documents import encode_index
+from loader.registry.layout import Layout
+from loader.registry.open import open_image, open_reference, open_target
+from loader.registry.reference import RootfsReference, parse_reference
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to convert, and how."""
+
+    source: str
+    target: str
+    platform: str | None = None
+    base: str | None = None
+    options: Options = field(default_factory=Options)
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertedLayer:
+    """A source layer and what became of it."""
+
+    source: Descriptor | None
+    layer: Layer
+    file: Path
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """One image's artifact."""
+
+    platform: str
+    subject: Descriptor | None
+    layers: tuple[ConvertedLayer, ...]
+    assembled: Assembled
+    published: Published
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """All of a conversion; `index` is the artifact index of a multi-platform one."""
+
+    target: str
+    tag: str | None
+    images: tuple[Converted, ...]
+    index: Descriptor | None
+    seconds: float
+
+
+def convert(request: Request, config: RegistryConfig, progress: Progress | None = None) -> Result:
+    """Convert and publish; the source is never changed."""
+    started = time.monotonic()
+    progress = progress or NoProgress()
+    reference = parse_reference(request.source)
+    with ExitStack() as stack:
+        target, tag = open_target(request.target, config)
+        stack.callback(target.close)
+        directory = Path(stack.enter_context(_work_directory(target)))
+        work = _Conversion(request, target, directory, progress)
+        if request.base:
+            base_source, base_name = open_image(request.base, config)
+            stack.callback(base_source.close)
+            platform = None if request.platform == ALL_PLATFORMS else request.platform
+            work.base = load_base(base_source, base_name, platform)
+        if isinstance(reference, RootfsReference):
+            images: tuple[Converted, ...] = (work.convert_rootfs(reference.path, tag),)
+            index = None
+        else:
+            source, name = open_reference(reference, config)
+            stack.callback(source.close)
+            found = load_source(source, name, request.platform)
+            several = found.index is not None
+            images = tuple(work.convert_image(image, None if several else tag) for image in found.images)
+            index = _publish_index(images, found.images, found.index, target, tag) if found.index else None
+        return Result(request.target, tag, images, index, time.monotonic() - started)
+
+
+def _work_directory(target: ImageTarget) -> tempfile.TemporaryDirectory[str]:
+    """Where blobs are written: for a layout beside its blobs, so that they need only be renamed."""
+    inside = str(target.path) if isinstance(target, Layout) else None
+    return tempfile.TemporaryDirectory(prefix=".convert-", dir=inside)
+
+
+class _Conversion:
+    """Layers that were converted already are kept: images of one index share them."""
+
+    def __init__(self, request: Request, target: ImageTarget, directory: Path, progress: Progress) -> None:
+        self.base: BaseArtifact | None = None
+        self._request = request
+        self._target = target
+        self._directory = directory
+        self._progress = progress
+        self._done: dict[Digest, ConvertedLayer] = {}
+
+    def convert_image(self, image: SourceImage, tag: str | None) -> Converted:
+        """One platform's image."""
+        layers = tuple(self._layer(image, layer, number) for number, layer in enumerate(image.layers, 1))
+        return self._finish(image.platform_text, image.subject, layers, tag)
+
+    def convert_rootfs(self, root: Path, tag: str | None) -> Converted:
+        """A directory as an image of one layer."""
+        if self._request.platform:
+            raise UsageError("a directory has no platforms", "leave --platform out")
+        if not root.is_dir():
+            raise NotFoundError(f"rootfs:{root}: no such directory")
+        started = time.monotonic()
+        file = blob_path(self._directory, 0)
+        with file.open("wb") as out, self._progress.task("reading the directory", None) as task:
+            layer = build_rootfs(root, out, base=self._pieces, options=self._request.options, on_progress=task.advance)
+        return self._finish("", None, (ConvertedLayer(None, layer, file, time.monotonic() - started),), tag)
+
+    @property
+    def _pieces(self) -> Base | None:
+        return self.base.pieces if self.base else None
+
+    def _layer(self, image: SourceImage, layer: SourceLayer, number: int) -> ConvertedLayer:
+        descriptor = layer.descriptor
+        done = self._done.get(descriptor.digest)
+        if done is None:
+            started = time.monotonic()
+            file = blob_path(self._directory, len(self._done))
+            label = f"layer {number}/{len(image.layers)} {descriptor.digest.hex[:12]}"
+            with file.open("wb") as out, self._progress.task(label, descriptor.size) as task:
+                built = convert_layer(image.source, layer, out, self._request.options, self._pieces, task)
+            done = ConvertedLayer(descriptor, built, file, time.monotonic() - started)
+            self._done[descriptor.digest] = done
+        return done
+
+    def _finish(
+        self, platform: str, subject: Descriptor | None, layers: tuple[ConvertedLayer, ...], tag: str | None
+    ) -> Converted:
+        base = self.base.blobs if self.base else ()
+        with self._progress.task("metadata", None):
+            assembled = assemble([item.layer for item in layers], subject, base)
+        files = {item.layer.blob.digest: item.file for item in layers if item.layer.blob}
+        base_source = self.base.source if self.base else None
+        published = publish(assembled, files, base_source, self._target, tag, self._progress)
+        return Converted(platform, subject, layers, assembled, published)
+
+
+def _publish_index(
+    converted: tuple[Converted, ...],
+    sources: tuple[SourceImage, ...],
+    subject: Descriptor,
+    target: ImageTarget,
+    tag: str | None,
+) -> Descriptor:
+    """The artifact index: one artifact per platform, with the source index as its subject."""
+    entries = [
+        replace(item.published.descriptor, artifact_type=ARTIFACT_TYPE, platform=source.platform, annotations={})
+        for item, source in zip(converted, sources, strict=True)
+    ]
+    bare = Descriptor(subject.media_type, subject.digest, subject.size)
+    data = encode_index(entries, artifactType=ARTIFACT_TYPE, subject=descriptor_to_json(bare))
+    return retried(lambda: target.put_manifest(INDEX_TYPE, data, tag))

@@ -1,0 +1,67 @@
+"""Read an artifact's small parts back: payloads and content index, verified and bounded."""
+
+from __future__ import annotations
+
+import io
+
+import zstandard
+
+from erofs_builder.contents import MAX_SIZE as MAX_CONTENTS
+from erofs_builder.contents import Contents, decode_contents
+from erofs_builder.digest import Digest
+from erofs_builder.errors import ArtifactError
+from erofs_builder.payload import Form, Payload, decode_payload
+from loader.artifact import PAYLOAD_SIZE_ANNOTATION, Artifact
+from loader.errors import NotFoundError
+from loader.registry.base import Descriptor, ImageSource
+
+MAX_PAYLOAD = 1 << 32  # bytes decompressed: a few million inodes
+_WINDOW = 1 << 27
+
+
+def load_payload(source: ImageSource, artifact: Artifact, form: Form) -> Payload:
+    """One form's metadata and frame tables, checked against the artifact's blobs."""
+    descriptor = artifact.metadata.get(form)
+    if descriptor is None:
+        raise NotFoundError(f"{source}: the artifact has no metadata of the {form.value} form")
+    size = _payload_size(descriptor)
+    payload = decode_payload(decompress(source.blob(descriptor), size, f"{form.value} metadata"))
+    if payload.form is not form:
+        raise ArtifactError(f"{form.value} metadata: says that it is of the {payload.form.value} form")
+    listed = [(blob.digest, blob.size) for blob in artifact.blobs]
+    if [(table.blob_digest, table.blob_size) for table in payload.tables] != listed:
+        raise ArtifactError(f"{form.value} metadata: its frame tables are not those of the artifact's blobs")
+    return payload
+
+
+def load_contents(source: ImageSource, artifact: Artifact) -> list[tuple[Digest, Contents]]:
+    """The content index: what each of the artifact's blobs holds. Not checked against their frame tables."""
+    if artifact.contents is None:
+        raise NotFoundError(f"{source}: the artifact has no content index")
+    data = decompress(source.blob(artifact.contents), None, "content index")
+    index = decode_contents(data)
+    lacking = {blob.digest for blob in artifact.blobs} - {digest for digest, _ in index}
+    if lacking:
+        raise ArtifactError(f"content index: says nothing of blob {min(lacking)}")
+    return index
+
+
+def _payload_size(descriptor: Descriptor) -> int:
+    text = descriptor.annotations.get(PAYLOAD_SIZE_ANNOTATION, "")
+    if not text.isdecimal() or len(text) > 12 or int(text) > MAX_PAYLOAD:
+        raise ArtifactError(f"metadata {descriptor.digest}: annotation {PAYLOAD_SIZE_ANNOTATION} is {text[:40]!r}")
+    return int(text)
+
+
+def decompress(data: bytes, size: int | None, what: str) -> bytes:
+    """A zstd stream's content: exactly `size` bytes, or at most what a content index may have."""
+    limit = MAX_CONTENTS if size is None else size
+    try:
+        reader = zstandard.ZstdDecompressor(max_window_size=_WINDOW).stream_reader(io.BytesIO(data))
+        plain = reader.read(limit)
+        beyond = reader.read(1)
+    except zstandard.ZstdError as error:
+        raise ArtifactError(f"{what}: {error}") from None
+    if beyond or (size is not None and len(plain) != size):
+        raise ArtifactError(f"{what}: not the {size} bytes that it should decompress to")
+    return plain

@@ -1,0 +1,132 @@
+"""Put an artifact into a target: what is there stays, what another repository has is linked, the rest goes up."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, TypeVar, runtime_checkable
+
+from erofs_builder.digest import Digest
+from loader.artifact import EMPTY_CONFIG, MANIFEST_TYPE
+from loader.convert.assemble import Assembled
+from loader.convert.progress import Progress
+from loader.errors import LoaderError, TransientRegistryError
+from loader.registry.base import Descriptor, ImageSource, ImageTarget
+from loader.registry.client import Registry
+from loader.registry.streams import CHUNK
+
+T = TypeVar("T")
+_ATTEMPTS = 5
+_FIRST_PAUSE = 0.5  # seconds; doubles
+
+
+@runtime_checkable
+class Adopting(Protocol):
+    """A target on this machine that takes a finished file over without a copy."""
+
+    def adopt_blob(self, digest: Digest, file: Path) -> None: ...
+
+
+@dataclass(slots=True)
+class Published:
+    """What came of it."""
+
+    descriptor: Descriptor
+    uploaded: dict[Digest, str] = field(default_factory=dict)  # "uploaded", "there", "linked", "copied"
+
+
+def publish(
+    assembled: Assembled,
+    files: dict[Digest, Path],
+    base: ImageSource | None,
+    target: ImageTarget,
+    tag: str | None,
+    progress: Progress,
+) -> Published:
+    """Blobs first, then the small parts, the manifest last: a half-published artifact is never found."""
+    artifact = assembled.artifact
+    how: dict[Digest, str] = {}
+    for blob in artifact.blobs:
+        how[blob.digest] = _put_data(blob, files.get(blob.digest), base, target, progress)
+    small = {**assembled.documents, Digest.of(EMPTY_CONFIG): EMPTY_CONFIG}
+    for digest, data in small.items():
+        descriptor = Descriptor("application/octet-stream", digest, len(data))
+        how[digest] = _put_bytes(descriptor, data, target)
+    manifest = artifact.encode()
+    return Published(retried(lambda: target.put_manifest(MANIFEST_TYPE, manifest, tag)), how)
+
+
+def _put_data(
+    blob: Descriptor, file: Path | None, base: ImageSource | None, target: ImageTarget, progress: Progress
+) -> str:
+    if retried(lambda: target.has_blob(blob.digest)):
+        return "there"
+    if file is None:
+        return _put_base_blob(blob, base, target, progress)
+    if isinstance(target, Adopting):
+        target.adopt_blob(blob.digest, file)
+        return "uploaded"
+
+    def upload() -> None:
+        with progress.task(f"upload {blob.digest.hex[:12]}", blob.size) as task:
+            target.put_blob(blob, _file_chunks(file, task.advance))
+
+    retried(upload)
+    return "uploaded"
+
+
+def _put_base_blob(blob: Descriptor, base: ImageSource | None, target: ImageTarget, progress: Progress) -> str:
+    """A blob of the base's repository: linked inside of one registry, else copied."""
+    if base is None:
+        raise LoaderError(f"blob {blob.digest} is neither at hand nor in the target")
+    same = isinstance(base, Registry) and isinstance(target, Registry) and base.host == target.host
+    if same and retried(lambda: _link(base, target, blob)):
+        return "linked"
+
+    def copy() -> None:
+        with progress.task(f"copy {blob.digest.hex[:12]}", blob.size) as task, base.open_blob(blob) as stream:
+            target.put_blob(blob, _stream_chunks(stream.read, task.advance))
+
+    retried(copy)
+    return "copied"
+
+
+def _link(base: ImageSource, target: ImageTarget, blob: Descriptor) -> bool:
+    assert isinstance(base, Registry) and isinstance(target, Registry)
+    return target.mount_blob(blob.digest, base.repository)
+
+
+def _put_bytes(descriptor: Descriptor, data: bytes, target: ImageTarget) -> str:
+    if retried(lambda: target.has_blob(descriptor.digest)):
+        return "there"
+    retried(lambda: target.put_blob(descriptor, iter((data,))))
+    return "uploaded"
+
+
+def retried(call: Callable[[], T]) -> T:
+    """Call again while the registry says that it may work later."""
+    pause = _FIRST_PAUSE
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return call()
+        except TransientRegistryError as error:
+            time.sleep(min(max(pause, error.retry_after or 0.0), 60.0))
+            pause *= 2
+    return call()
+
+
+def _file_chunks(file: Path, advance: Callable[[int], None]) -> Iterator[bytes]:
+    with file.open("rb", buffering=0) as stream:
+        with suppress(OSError):
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        yield from _stream_chunks(stream.read, advance)
+
+
+def _stream_chunks(read: Callable[[int], bytes | None], advance: Callable[[int], None]) -> Iterator[bytes]:
+    while data := read(CHUNK):
+        yield data
+        advance(len(data))
