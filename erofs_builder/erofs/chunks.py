@@ -99,4 +99,4 @@ def _exact_chunk_bits(runs: list[Run]) -> int:
         boundaries |= position
     if not boundaries:
         return chunk_bits(runs[0].blocks)
-    return (boundaries & -boundaries).bit_length() - 1
+    return min((boundaries & -boundaries).bit_length() - 1, chunk_bits(position + runs[-1].blocks))

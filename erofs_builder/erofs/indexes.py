@@ -13,6 +13,7 @@ from erofs_builder.erofs.clusters import Cluster, cut_hole, encode_clusters, fit
 from erofs_builder.erofs.layout import (
     BLOCK,
     BLOCK_BITS,
+    INODE_CHUNK_BASED,
     INODE_COMPRESSED_FULL,
     Z_ADVISE_BIG_PCLUSTER_1,
     Z_ADVISE_FRAGMENT_PCLUSTER,
@@ -26,7 +27,6 @@ from erofs_builder.erofs.layout import (
 from erofs_builder.erofs.regular import (
     EMPTY,
     EMPTY_BODY,
-    HOLE,
     SPARSE_INDEX_MAX,
     Body,
     check_extents,
@@ -102,7 +102,7 @@ class EncodedFiles:
         if self._whole_fragment(node) is not None:
             return INODE_COMPRESSED_FULL, Z_MAP_HEADER.size
         if is_hole(node):
-            return HOLE
+            return INODE_CHUNK_BASED, len(hole_body(node).data)
         size = index_size(node)
         if size > SPARSE_INDEX_MAX and any(extent.blob is None for extent in node.extents):
             raise UnsupportedError(

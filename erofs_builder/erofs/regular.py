@@ -6,9 +6,9 @@ from typing import NamedTuple, Protocol
 
 from erofs_builder.erofs.layout import (
     BLOCK,
+    CHUNK_FORMAT_BLKBITS_MASK,
     CHUNK_FORMAT_INDEXES,
     CHUNK_INDEX,
-    INODE_CHUNK_BASED,
     INODE_FLAT_PLAIN,
     NULL_ADDR,
     blocks_of,
@@ -79,12 +79,11 @@ def data_blocks(node: Node) -> int:
 
 EMPTY = (INODE_FLAT_PLAIN, 0)
 EMPTY_BODY = Body(NULL_ADDR, b"")
-HOLE = (INODE_CHUNK_BASED, CHUNK_INDEX.size)
 
 
 def chunk_bits(blocks: int) -> int:
-    """The smallest chunk, as log2 of its blocks, that takes `blocks` in one."""
-    return max(blocks - 1, 0).bit_length()
+    """The smallest chunk, as log2 of its blocks, that takes `blocks` in one; or the largest there is."""
+    return min((blocks - 1).bit_length(), CHUNK_FORMAT_BLKBITS_MASK)
 
 
 def chunk_format(bits: int) -> int:
@@ -93,5 +92,7 @@ def chunk_format(bits: int) -> int:
 
 
 def hole_body(node: Node) -> Body:
-    """A file that is one hole, in either form: a single chunk without address."""
-    return Body(chunk_format(chunk_bits(blocks_of(node.size))), CHUNK_INDEX.pack(0, 0, NULL_ADDR))
+    """A file that is one hole, in either form: chunks without address, one up to 8 TiB."""
+    blocks = blocks_of(node.size)
+    bits = chunk_bits(blocks)
+    return Body(chunk_format(bits), CHUNK_INDEX.pack(0, 0, NULL_ADDR) * -(-blocks >> bits))
