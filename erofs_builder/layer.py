@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ _TYPES = {
     tarstream.FIFO: stat.S_IFIFO,
 }
 _WHITEOUT = b".wh."
+# aufs' own bookkeeping (plnk, orph, aufs) is never part of the content.
+_AUFS = re.compile(rb"(?:^|/)\.wh\.\.wh\.(?!\.opq\Z)")
 
 
 @dataclass(slots=True)
@@ -97,6 +100,8 @@ class LayerBuilder:
     def add_tar(self, entry: TarEntry, reader: TarReader) -> None:
         """Take in one tar entry and its data."""
         path = clean_path(entry.name, entry.offset)
+        if _WHITEOUT in path and _AUFS.search(path):
+            return
         if entry.kind == tarstream.HARD_LINK:
             self._entries.append(Entry(path, None, clean_path(entry.link, entry.offset)))
             return

@@ -234,7 +234,7 @@ class Packer:
 
 def cut(size: int, piece: int, read: Read, segments: Segments | None) -> Iterator[tuple[int, Buffer | None]]:
     """A file's pieces in order as (length, bytes); None instead of bytes for one or more pieces in a hole."""
-    count = (size + piece // 2) // piece
+    count = max((size + piece // 2) // piece, 1)
     if segments is None:
         for _ in range(count - 1):
             yield piece, read(piece)

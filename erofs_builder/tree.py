@@ -23,7 +23,6 @@ from erofs_builder.model import Node
 
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
-_AUFS = b".wh..wh."  # aufs' own bookkeeping (plnk, orph, aufs): never part of the content
 _SYMLINK_LIMIT = 40  # as the kernel
 _DIRECTORY = stat.S_IFDIR | 0o755
 
@@ -110,7 +109,7 @@ class _Tree:
 
     def _white_out(self, parent_path: bytes, name: bytes) -> None:
         opaque = name == _OPAQUE
-        if self._lowest or (name.startswith(_AUFS) and not opaque):
+        if self._lowest:
             return
         parent = self._find(parent_path)
         if parent is None or parent.children is None:
