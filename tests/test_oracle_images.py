@@ -11,6 +11,7 @@ import pytest
 
 from bench.node import Node
 from tests.images import catalog
+from tests.images.adversarial import mend_umoci
 from tests.support import erofs_utils, oracles
 from tests.support.oracles import assert_same, ignoring_mtimes
 
@@ -40,6 +41,8 @@ def image(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         else:
             stack.enter_context(oracles.tmpfs(place))
         tree = oracles.umoci_unpack(name, place)
+        if name == "adversarial":
+            mend_umoci(tree)
         reference = oracles.convert(name, scratch / "artifact")
         yield Converted(name, tree, reference, ignoring_mtimes(oracles.undefined_mtimes(name)))
 

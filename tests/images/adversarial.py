@@ -20,6 +20,7 @@ from pathlib import Path
 from tests.images.layout import write_layers
 
 TIME = 1_700_000_000
+YEAR_9999 = 253_402_300_799
 # Paths whose mtime no entry of the image defines: parents that only the names of entries imply.
 UNDEFINED_MTIMES = [b".", b"implied", b"implied/by", b"implied/by/a", b"implied/by/a/name"]
 NOBODY = 0xFFFFFFFF
@@ -72,7 +73,7 @@ def _gnu_headers(path: Path) -> Path:
     layer.add("lower/before-1970", b"old", mtime=-86_400 * 365 * 30)
     layer.add("lower/one-second-before", b"old", mtime=-1)
     layer.add("lower/after-2038", b"new", mtime=2**32 + 12345)
-    layer.add("lower/year-9999", b"new", mtime=253_402_300_799)
+    layer.add("lower/year-9999", b"new", mtime=YEAR_9999)
     layer.add("lower/" + "n" * 255, b"the longest name")
     layer.add("lower/" + "/".join(["d" * 100] * 4) + "/leaf", b"long path", mode=0o600)
     for depth in range(1, 5):
@@ -153,10 +154,10 @@ def _sparse_file(path: Path, size: int, seed: int) -> None:
     os.truncate(path, size + 12345)
 
 
-def _settle(root: Path) -> None:
-    """Give every path a time of its own, with nanoseconds; children before their directories."""
+def _settle(root: Path, nanoseconds: int = 123_456_789) -> None:
+    """Give every path a time of its own; children before their directories."""
     for number, path in enumerate(sorted(root.rglob("*"), reverse=True)):
-        os.utime(path, ns=(0, (TIME + number) * 10**9 + 123_456_789 + number), follow_symlinks=False)
+        os.utime(path, ns=(0, (TIME + number) * 10**9 + nanoseconds), follow_symlinks=False)
 
 
 def _sparse_tree(name: str, seed: int) -> Callable[[Path], None]:
@@ -166,7 +167,7 @@ def _sparse_tree(name: str, seed: int) -> Callable[[Path], None]:
         with open(root / "sparse" / f"{name}-hole", "wb") as file:
             file.truncate(1_000_001)
         (root / "sparse" / f"{name}-dense").write_bytes(_noise(seed, 10_000))
-        _settle(root)
+        _settle(root, 0 if name == "gnu" else 987_654_321)  # GNU's own form holds whole seconds
 
     return fill
 
@@ -288,6 +289,16 @@ def build_adversarial(directory: Path) -> None:
         for tar in tars:
             tar.unlink()
     (directory / "undefined-mtimes.json").write_text(json.dumps([os.fsdecode(path) for path in UNDEFINED_MTIMES]))
+
+
+def mend_umoci(tree: Path) -> None:
+    """Correct what umoci 0.4 does wrong with the image of build_adversarial, unpacked at `tree`."""
+    # Go's archive/tar takes an empty PAX value for a deletion; GNU tar, which wrote it, restores it.
+    os.setxattr(tree / "posix" / "attributes", "user.empty", b"")
+    # Nanoseconds in 64 bits end in 2262.
+    os.utime(tree / "lower" / "year-9999", (YEAR_9999, YEAR_9999))
+    # A whiteout's removal of a name touches the directory, whose entry says otherwise.
+    os.utime(tree / "lower", (TIME, TIME))
 
 
 def build_layers127(directory: Path) -> None:
