@@ -172,7 +172,7 @@ class Keeper:
         self._selector.unregister(worker.sock)
         status = worker.finish()
         now = time.monotonic()
-        wait = self._backoff.after(now - worker.started)
+        wait = self._backoff.after(worker)
         if worker is self.standby:
             self.standby = None
             self._standby_at = now + max(wait, _STANDBY_DELAY)

@@ -19,7 +19,7 @@ from loader.keeper.protocol import CONTROL_FD_ENV, KEEPER_FD_ENV, MAX_PACKET, RO
 log = logging.getLogger(__name__)
 _BUFFER = 1 << 20
 _SO_SNDBUFFORCE = 32  # socket(7): SO_SNDBUF without the limit of net.core.wmem_max
-_SHORT_LIFE = 2.0  # a worker that dies younger than this counts as a crash loop
+_SHORT_LIFE = 2.0  # a worker that dies younger than this, and never said a word, counts as a crash loop
 _LONGEST_BACKOFF = 5.0
 
 
@@ -103,9 +103,9 @@ class Backoff:
     def __init__(self) -> None:
         self._wait = 0.0
 
-    def after(self, lifetime: float) -> float:
-        """Seconds to wait, after a worker that served for `lifetime` seconds died."""
-        if lifetime >= _SHORT_LIFE:
+    def after(self, worker: Worker) -> float:
+        """Seconds to wait, after this worker has died."""
+        if worker.last_heard > worker.started or time.monotonic() - worker.started >= _SHORT_LIFE:
             self._wait = 0.0
         else:
             self._wait = min(max(0.02, self._wait * 1.5), _LONGEST_BACKOFF)

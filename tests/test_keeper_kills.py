@@ -1,0 +1,254 @@
+"""Killing: workers, keepers and supervisors under parallel reads. Every byte is compared, no reader may be stuck."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from erofs_builder.payload import Form
+from mounts import mountinfo, umount2
+from tests.support.keeper_rig import Daemon, Image, daemon_pids, make_image, results, start_reader, wait_until
+
+pytestmark = pytest.mark.root
+READERS = 4
+
+
+@pytest.fixture(params=list(Form), ids=lambda form: form.value)
+def image(request: pytest.FixtureRequest, tmp_path: Path) -> Image:
+    return make_image(tmp_path / "image", request.param)
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    made = Daemon(tmp_path, delay=0.01)
+    made.start()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "mnt"
+
+
+def start_readers(target: Path) -> list[subprocess.Popen[str]]:
+    return [start_reader(target, seed) for seed in range(READERS)]
+
+
+def check(readers: list[subprocess.Popen[str]], image: Image) -> None:
+    for reader in readers:
+        assert results(reader) == image.files
+
+
+def is_mounted(target: Path) -> bool:
+    return any(mount.target == str(target) for mount in mountinfo("erofs"))
+
+
+def start_over(daemon: Daemon, image: Image, target: Path, objects: list[int]) -> list[int]:
+    """Forget what is cached, in user space and in the kernel, and mount again."""
+    assert daemon.call("umount", target=str(target))["errno"] == 0
+    for number in objects:
+        assert daemon.call("release", object=number)["errno"] == 0
+    for path in daemon.cache_files(image):
+        path.unlink()
+    return daemon.mount(image, target)
+
+
+def kill_while_reading(daemon: Daemon, image: Image, target: Path, kills: int, which: str) -> None:
+    """At least `kills` SIGKILLs to the worker, the keeper, or either, while readers read cold files."""
+    rng = random.Random(which)
+    objects = daemon.mount(image, target)
+    done = 0
+    while done < kills:
+        readers = start_readers(target)
+        while any(reader.poll() is None for reader in readers) and done < kills:
+            keeper, worker = daemon.pids()
+            time.sleep(rng.uniform(0, 0.05))
+            victim = {"worker": worker, "keeper": keeper}.get(which) or rng.choice((worker, keeper))
+            try:
+                os.kill(victim, signal.SIGKILL)
+                done += 1
+            except ProcessLookupError:
+                pass
+        check(readers, image)
+        objects = start_over(daemon, image, target, objects)
+    check([start_reader(target)], image)
+
+
+def test_worker_dies(daemon: Daemon, image: Image, target: Path) -> None:
+    kill_while_reading(daemon, image, target, 20, "worker")
+    assert daemon.call("status")["generation"] == 1
+
+
+@pytest.mark.slow
+def test_worker_dies_often(daemon: Daemon, image: Image, target: Path) -> None:
+    kill_while_reading(daemon, image, target, 100, "worker")
+
+
+def test_a_killed_worker_is_replaced_without_error(daemon: Daemon, image: Image, target: Path) -> None:
+    daemon.mount(image, target)
+    (daemon.source / "silent").touch()
+    readers = start_readers(target)
+    wait_until(lambda: daemon.call("status")["requests"])
+    (daemon.source / "silent").unlink()
+    os.kill(daemon.pids()[1], signal.SIGKILL)
+    check(readers, image)
+    assert daemon.call("status")["counters"]["denied"] == 0
+
+
+def test_keeper_dies_with_requests_in_flight(daemon: Daemon, image: Image, target: Path) -> None:
+    """What was in the journal is served by the next keeper: no error, though the keeper never answered."""
+    daemon.mount(image, target)
+    (daemon.source / "silent").touch()
+    readers = start_readers(target)
+    wait_until(lambda: daemon.call("status")["requests"])
+    keeper, _ = daemon.pids()
+    (daemon.source / "silent").unlink()
+    os.kill(keeper, signal.SIGKILL)
+    check(readers, image)
+    status = daemon.call("status")
+    assert status["generation"] == 2
+    assert status["counters"]["denied"] == 0
+    assert [mount["target"] for mount in status["mounts"]] == [str(target)]
+
+
+def test_keeper_dies_often(daemon: Daemon, image: Image, target: Path) -> None:
+    """An event that was read but not yet in the journal is denied: a reader may see EIO for it, never a wrong byte."""
+    objects = daemon.mount(image, target)
+    for _ in range(4):
+        readers = start_readers(target)
+        time.sleep(0.1)
+        os.kill(daemon.pids()[0], signal.SIGKILL)
+        for reader in readers:
+            for name, found in results(reader).items():
+                assert found in (image.files[name], f"errno {errno.EIO}")
+        objects = start_over(daemon, image, target, objects)
+    check(start_readers(target), image)
+
+
+def test_supervisor_dies(daemon: Daemon, image: Image, target: Path) -> None:
+    """The keeper takes its place, and the mounts go on."""
+    daemon.mount(image, target)
+    readers = start_readers(target)
+    before, _ = daemon.pids()
+    assert daemon.process is not None
+    daemon.process.kill()
+    daemon.process.wait()
+    check(readers, image)
+    wait_until(lambda: daemon.call("status")["generation"] == 2)
+    keeper, _ = daemon.pids()
+    assert Path(f"/proc/{keeper}/stat").read_text().rpartition(")")[2].split()[1] == str(before)
+    os.kill(before, signal.SIGTERM)
+    wait_until(lambda: not Path(f"/proc/{before}").exists())
+
+
+def test_everything_dies(daemon: Daemon, image: Image, target: Path) -> None:
+    """Encoded: errors while nobody is there, then the mount goes on. Decoded: fenced, never served again."""
+    daemon.mount(image, target)
+    (daemon.source / "silent").touch()
+    reader = start_reader(target)
+    wait_until(lambda: daemon.call("status")["requests"])
+    daemon.kill_all()
+    (daemon.source / "silent").unlink()
+    found = results(reader)
+    if image.form is Form.ENCODED:
+        assert set(found.values()) <= {f"errno {errno.EUCLEAN}", f"errno {errno.EIO}"} | set(image.files.values())
+        assert any(value.startswith("errno") for value in found.values())
+    held = os.open(target / "blob0-file1", os.O_RDONLY)
+    daemon.start()
+    status = daemon.call("status")
+    if image.form is Form.ENCODED:
+        assert status["fenced"] == []
+        assert os.pread(held, 10, 0) != bytes(10)
+        check(start_readers(target), image)
+    else:
+        assert [item["target"] for item in status["fenced"]] == [str(target)]
+        assert not is_mounted(target)
+        with pytest.raises(OSError):
+            os.pread(held, 65536, 0)
+        assert not any(path.exists() for path in daemon.cache_files(image))
+        daemon.mount(image, target)
+        check(start_readers(target), image)
+        assert daemon.call("status")["fenced"] == []
+    os.close(held)
+
+
+def test_stop_and_start_with_mounts_kept(daemon: Daemon, image: Image, target: Path) -> None:
+    """Nobody is stuck while the daemon is away, nobody gets zeros; afterwards the mount goes on."""
+    daemon.mount(image, target)
+    assert results(start_reader(target, 5)).keys() == image.files.keys()
+    assert daemon.stop() == 0
+    assert is_mounted(target)
+    away = results(start_reader(target))
+    for name, found in away.items():
+        assert found == image.files[name] or found.startswith("errno")
+    daemon.start()
+    check(start_readers(target), image)
+    umount2(target)
+
+
+def test_stop_with_cold_mounts_kept(daemon: Daemon, image: Image, target: Path) -> None:
+    daemon.mount(image, target)
+    assert daemon.stop() == 0
+    reader = start_reader(target)
+    found = results(reader)
+    assert all(value.startswith("errno") for value in found.values())
+    daemon.start()
+    assert daemon.call("status")["fenced"] == []
+    check(start_readers(target), image)
+
+
+def test_restart_is_not_noticed(daemon: Daemon, tmp_path: Path, target: Path) -> None:
+    """A restart within the grace of a parked keeper: readers of a decoded mount wait, and see nothing of it.
+
+    (Encoded mounts need no guard, so no keeper parks for them: without systemd's store their readers get errors.)
+    """
+    image = make_image(tmp_path / "image", Form.DECODED)
+    daemon.mount(image, target)
+    (daemon.source / "silent").touch()
+    readers = start_readers(target)
+    wait_until(lambda: daemon.call("status")["requests"])
+    assert daemon.stop() == 0
+    (daemon.source / "silent").unlink()
+    daemon.start()
+    check(readers, image)
+
+
+def test_stop_with_umount(tmp_path: Path, image: Image, target: Path) -> None:
+    daemon = Daemon(tmp_path, on_stop="umount")
+    try:
+        daemon.start()
+        daemon.mount(image, target)
+        check([start_reader(target)], image)
+        assert daemon.stop() == 0
+        assert not is_mounted(target)
+        assert daemon_pids(daemon.root) == []
+    finally:
+        daemon.close()
+
+
+def test_stop_with_umount_of_a_busy_mount(tmp_path: Path, image: Image, target: Path) -> None:
+    """It goes lazily; whoever still has files open gets errors for what is missing."""
+    daemon = Daemon(tmp_path, on_stop="umount")
+    held = -1
+    try:
+        daemon.start()
+        daemon.mount(image, target)
+        held = os.open(target / "blob0-file1", os.O_RDONLY)
+        assert daemon.stop() == 0
+        assert not is_mounted(target)
+        assert daemon_pids(daemon.root) == []
+        with pytest.raises(OSError):
+            os.pread(held, 65536, 0)
+    finally:
+        if held >= 0:
+            os.close(held)
+        daemon.close()
