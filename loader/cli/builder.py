@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import click
 
+from loader.cli.builder_check import check
 from loader.cli.builder_convert import convert
+from loader.cli.builder_dump import dump
+from loader.cli.builder_export import export
+from loader.cli.builder_inspect import inspect
 from loader.cli.common import run, verbose_option
 
 _EPILOG = """References: docker://HOST/REPOSITORY:TAG (also without docker://), oci:DIR[:TAG], oci-archive:FILE[:TAG],
@@ -20,7 +24,7 @@ def cli() -> None:
     """Turn container images into artifacts that mount at once and are fetched as they are read."""
 
 
-for _command in (convert,):
+for _command in (convert, inspect, check, dump, export):
     cli.add_command(_command)
 
 

@@ -26,7 +26,8 @@ from loader.artifact import (
 )
 from loader.registry.base import Descriptor
 
-PAYLOAD_LEVEL = 19
+# 18 against 19: half of the time for 1 % more bytes on a Debian root; nothing above 19 gains.
+PAYLOAD_LEVEL = 18
 _CONTENTS_LEVEL = 3  # most of it is digests, which do not compress at any level
 
 
@@ -50,7 +51,7 @@ def assemble(
     """Flatten the layers and write everything but the data blobs."""
     root = flatten(layers)
     candidates = list(dict.fromkeys([blob for blob, _ in base_contents] + [la.blob for la in layers if la.blob]))
-    with ThreadPoolExecutor(1) as pool:  # one form is compressed while the other one is laid out
+    with ThreadPoolExecutor(len(Form)) as pool:  # one form is compressed while the other one is laid out
         futures = {}
         used: dict[Form, list[Blob]] = {}
         for form in Form:
