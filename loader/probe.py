@@ -1,0 +1,101 @@
+"""Probe: which planes and forms work on this machine, found out by mounting and reading a canary on each.
+
+A version number is never asked: distributions switch options off, backport and remove. What counts is that an image was
+mounted, the kernel asked for what was missing, a refusal was an error, and the right bytes were read.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from erofs_builder.payload import Form
+from loader.errors import KernelSupportError
+from loader.planes import cachefiles_canary, fanotify_canary
+from loader.planes.canary import CanaryFailed, CanaryImage
+from loader.planes.needs import explain
+
+# In the order of preference: what is decoded by the kernel first, what outlives 7.1 first.
+COMBINATIONS = (
+    ("fanotify", Form.ENCODED),
+    ("cachefiles", Form.ENCODED),
+    ("fanotify", Form.DECODED),
+    ("cachefiles", Form.DECODED),
+)
+_CANARIES = {"fanotify": fanotify_canary.run, "cachefiles": cachefiles_canary.run}
+INDEXES = {Form.ENCODED: "zstd, classic full index, fragments", Form.DECODED: "chunks, device table"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What the canary said of one plane and form. `missing` and `remedy` are None where it works."""
+
+    plane: str
+    form: Form
+    works: bool
+    seconds: float
+    missing: str | None = None
+    remedy: str | None = None
+    detail: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "plane": self.plane,
+            "form": self.form.value,
+            "index": INDEXES[self.form],
+            "works": self.works,
+            "missing": self.missing,
+            "remedy": self.remedy,
+            "detail": self.detail,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def probe(root: Path, combinations: Sequence[tuple[str, Form]] = COMBINATIONS) -> list[Finding]:
+    """Try every combination, on the file system of the cache root `root` (made if it is not there)."""
+    root.mkdir(parents=True, exist_ok=True)
+    return [probe_one(root, plane, form) for plane, form in combinations]
+
+
+def probe_one(root: Path, plane: str, form: Form) -> Finding:
+    """Try one combination."""
+    directory = Path(tempfile.mkdtemp(prefix="probe-", dir=root))
+    started = time.monotonic()
+    try:
+        _CANARIES[plane](directory, CanaryImage.make(form))
+    except CanaryFailed as failure:
+        missing = explain(failure, plane, form, root)
+        return Finding(
+            plane, form, False, time.monotonic() - started, missing.what, missing.remedy, detail=str(failure)
+        )
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    return Finding(plane, form, True, time.monotonic() - started)
+
+
+def choose(root: Path, plane: str = "auto", form: str = "auto") -> Finding:
+    """The first combination, in order of preference, that works and fits; each of plane and form may be "auto".
+
+    KernelSupportError says for each that fits what is missing and what to do.
+    """
+    fitting = [(name, kind) for name, kind in COMBINATIONS if plane in ("auto", name) and form in ("auto", kind.value)]
+    root.mkdir(parents=True, exist_ok=True)
+    failures = []
+    for name, kind in fitting:
+        finding = probe_one(root, name, kind)
+        if finding.works:
+            return finding
+        failures.append(finding)
+    raise no_support(failures)
+
+
+def no_support(failures: Sequence[Finding]) -> KernelSupportError:
+    """The error that says what is missing on every combination."""
+    lines = [f"{item.plane}, {item.form.value}: needs {item.missing}" for item in failures]
+    remedies = dict.fromkeys(item.remedy for item in failures if item.remedy)
+    return KernelSupportError("no way to serve images here\n" + "\n".join(lines), "; ".join(remedies))

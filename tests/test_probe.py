@@ -1,0 +1,113 @@
+"""probe: canaries on this kernel, and what each failure is said to mean."""
+
+from __future__ import annotations
+
+import errno
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from erofs_builder.payload import Form
+from loader import probe
+from loader.errors import KernelSupportError
+from loader.planes import canary
+from loader.planes.canary import CanaryFailed, CanaryImage, check_reads
+from loader.planes.needs import explain
+from mounts import mountinfo
+
+
+def failure(step: str, number: int | None, text: str = "no") -> CanaryFailed:
+    return CanaryFailed(step, text, OSError(number, text) if number else None)
+
+
+@pytest.mark.parametrize(
+    ("plane", "form", "failed", "names"),
+    [
+        ("fanotify", Form.ENCODED, failure("group", errno.EPERM), "CAP_SYS_ADMIN"),
+        ("fanotify", Form.ENCODED, failure("group", errno.ENOSYS), "CONFIG_FANOTIFY_ACCESS_PERMISSIONS"),
+        ("fanotify", Form.ENCODED, failure("mark", errno.EINVAL), "FAN_PRE_ACCESS"),
+        ("fanotify", Form.ENCODED, failure("mark", errno.EOPNOTSUPP), "file system with pre-content events"),
+        ("fanotify", Form.DECODED, failure("mount", errno.ENODEV), "CONFIG_EROFS_FS"),
+        ("fanotify", Form.DECODED, failure("mount", errno.ENOTBLK), "CONFIG_EROFS_FS_BACKED_BY_FILE"),
+        ("fanotify", Form.ENCODED, failure("mount", errno.EOPNOTSUPP), "CONFIG_EROFS_FS_ZIP_ZSTD"),
+        ("cachefiles", Form.ENCODED, failure("device", errno.ENOENT), "CONFIG_CACHEFILES"),
+        ("cachefiles", Form.ENCODED, failure("device", errno.EBUSY), "another daemon"),
+        ("cachefiles", Form.DECODED, failure("bind", errno.EOPNOTSUPP), "CONFIG_CACHEFILES_ONDEMAND"),
+        ("cachefiles", Form.DECODED, failure("fsid", errno.EOPNOTSUPP), "CONFIG_EROFS_FS_ONDEMAND"),
+        ("cachefiles", Form.DECODED, failure("mount", errno.ENOENT), "CONFIG_EROFS_FS_ONDEMAND"),
+        ("cachefiles", Form.ENCODED, failure("mount", errno.EINVAL, "unsupported algorithms"), "ZIP_ZSTD"),
+        ("cachefiles", Form.DECODED, failure("read", None, "wrong bytes"), "wrong bytes"),
+    ],
+)
+def test_failures_are_explained(plane: str, form: Form, failed: CanaryFailed, names: str, tmp_path: Path) -> None:
+    missing = explain(failed, plane, form, tmp_path)
+    assert names in missing.what
+    assert missing.remedy
+
+
+def test_no_support_names_every_need() -> None:
+    findings = [
+        probe.Finding("fanotify", Form.ENCODED, False, 0.1, "this", "do this"),
+        probe.Finding("cachefiles", Form.DECODED, False, 0.1, "that", "do that"),
+    ]
+    error = probe.no_support(findings)
+    assert error.exit_code == 13
+    assert "fanotify, encoded: needs this" in str(error) and "cachefiles, decoded: needs that" in str(error)
+    assert error.hint == "do this; do that"
+
+
+def test_the_canary_image_is_the_same_every_time() -> None:
+    for form in Form:
+        assert CanaryImage.make(form) == CanaryImage.make(form)
+
+
+def test_a_reader_that_is_not_asked_about_is_noticed(tmp_path: Path) -> None:
+    image = CanaryImage.make(Form.DECODED)
+    (tmp_path / "large").write_bytes(image.files["large"])
+    with pytest.raises(CanaryFailed, match="without asking"):
+        check_reads(image, tmp_path, lambda refuse: False)
+    with pytest.raises(CanaryFailed, match="refused read gave data"):
+        check_reads(image, tmp_path, lambda refuse: True)
+
+
+def test_wrong_bytes_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = CanaryImage.make(Form.DECODED)
+    monkeypatch.setattr(canary, "_read", lambda path, serve, refuse: (True, refuse, bytes(len(image.files["large"]))))
+    with pytest.raises(CanaryFailed, match="wrong bytes"):
+        check_reads(image, tmp_path, lambda refuse: True)
+
+
+@pytest.mark.root
+def test_probe_finds_what_works(tmp_path: Path) -> None:
+    findings = {(item.plane, item.form): item for item in probe.probe(tmp_path / "root")}
+    assert set(findings) == set(probe.COMBINATIONS)
+    for item in findings.values():
+        assert item.works or (item.missing and item.remedy and item.detail)
+        assert item.to_json()["works"] is item.works
+    assert list((tmp_path / "root").iterdir()) == []
+    assert not any(mount.target.startswith(str(tmp_path)) for mount in mountinfo("erofs"))
+
+
+@pytest.mark.root
+def test_choose_takes_the_first_that_works(tmp_path: Path) -> None:
+    findings = probe.probe(tmp_path)
+    working = [(item.plane, item.form) for item in findings if item.works]
+    if not working:
+        with pytest.raises(KernelSupportError):
+            probe.choose(tmp_path)
+        return
+    found = probe.choose(tmp_path)
+    assert (found.plane, found.form) == working[0]
+    plane, form = working[-1]
+    found = probe.choose(tmp_path, plane, form.value)
+    assert (found.plane, found.form) == (plane, form)
+
+
+@pytest.mark.root
+def test_a_file_system_without_pre_content_events() -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        with pytest.raises(KernelSupportError) as caught:
+            probe.choose(Path(directory), "fanotify", "decoded")
+    assert "tmpfs" in str(caught.value)
+    assert caught.value.hint is not None and "--root" in caught.value.hint
