@@ -13,7 +13,7 @@
     [fetch]
     deadline = 60.0                       # seconds that a READ is held and retried before it fails with EIO
     connections = 8                       # fetches in flight at once
-    prefetch_connections = 2              # of these, at most so many for what nobody waits for yet
+    prefetch_connections = 4              # of these, at most so many for what nobody waits for yet
     readahead = "2M"                      # most bytes that are fetched ahead of one sequential reader
 
 The tables for registries (mirrors, CAs, …) are read by `loader.registry` from the same file. The worker gets the
@@ -60,7 +60,7 @@ class Config:
     log_level: str = "info"
     deadline: float = 60.0
     connections: int = 8
-    prefetch_connections: int = 2
+    prefetch_connections: int = 4
     readahead: int = 2 << 20
 
     def encode(self) -> str:

@@ -78,7 +78,7 @@ Key = tuple[CacheFile, int]
 class FlightTable:
     """All flights of a worker. Thread-safe."""
 
-    def __init__(self, connections: int, prefetch_connections: int, range_limit: int) -> None:
+    def __init__(self, connections: int, prefetch_connections: int, range_limits: tuple[int, ...]) -> None:
         self._condition = threading.Condition()
         self._flights: dict[Key, Flight] = {}
         self._queues: tuple[OrderedDict[Key, Flight], ...] = tuple(OrderedDict() for _ in Priority)
@@ -86,7 +86,7 @@ class FlightTable:
         self._order = itertools.count()
         self._fetching = [0 for _ in Priority]  # ranges in flight, by priority
         self._limits = (connections, prefetch_connections, prefetch_connections)
-        self._range_limit = range_limit
+        self._range_limits = range_limits
         self._stopped = False
 
     def __len__(self) -> int:
@@ -149,7 +149,9 @@ class FlightTable:
         queue = self._queues[priority]
         (file, frame), first = queue.popitem(last=False)
         run, size = [first], first.encoded_size
-        while (following := queue.get((file, frame + 1))) and size + following.encoded_size <= self._range_limit:
+        while (following := queue.get((file, frame + 1))) and size + following.encoded_size <= self._range_limits[
+            priority
+        ]:
             frame += 1
             del queue[file, frame]
             run.append(following)

@@ -21,7 +21,7 @@ from erofs_builder.frames import Frame
 from loader.cache.claims import Flight, FlightTable, Priority, Run
 from loader.errors import LoaderError, NotFoundError, TransientRegistryError
 from loader.worker.counters import Counters
-from loader.worker.readahead import LinkEstimate
+from loader.worker.link_estimate import LinkEstimate
 from loader.worker.sources import Sources
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ import zstandard
 from erofs_builder.digest import Digest
 from erofs_builder.errors import ArtifactError, IntegrityError
 from erofs_builder.frames import FrameTable
-from erofs_builder.payload import ALIGNMENT, Form, decode_payload, device_tag
+from erofs_builder.payload import ALIGNMENT, Form, Payload, decode_payload, device_tag
 from loader.artifact import PAYLOAD_SIZE_ANNOTATION, Artifact
 from loader.cache.files import store_table
 from loader.cache.layout import Layout, replace_file
@@ -122,15 +122,15 @@ class Images:
             store_table(self._layout, form, table)
         replace_file(self._layout.payload(image, form), payload, self._layout.tmp)
 
-    def payload(self, image: Digest, form: Form) -> tuple[Path, tuple[FrameTable, ...]]:
-        """The stored payload's path and frame tables, checked against the digest that was recorded with it."""
+    def payload(self, image: Digest, form: Form) -> tuple[Path, Payload]:
+        """The stored payload and its path, checked against the digest that was recorded with it."""
         path = self._layout.payload(image, form)
         expected = self._state.payloads(image).get(form)
         if expected is None or not path.exists():
             raise NotFoundError(f"{image}: its {form.value} metadata is not here")
         data = path.read_bytes()
         expected.verify(data, str(path))
-        return path, decode_payload(data).tables
+        return path, decode_payload(data)
 
     def find_payload(self, fsid: str) -> Path | None:
         """cachefiles: the payload that a fsid names; several mounts of one image add `.N` to it."""

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 from erofs_builder.digest import Digest
 from erofs_builder.errors import FormatError, IntegrityError
 from erofs_builder.frames import FrameTable
-from erofs_builder.payload import Form
+from erofs_builder.payload import Form, Payload
 from loader.cache.claims import FlightTable
 from loader.cache.files import CacheFile, prepare_blob
 from loader.cache.layout import Layout
@@ -48,7 +48,7 @@ class Mounting:
 
     def __init__(
         self, plane: str, domain: str, layout: Layout, state: State, images: Images, objects: Objects,
-        flights: FlightTable, link: Link,
+        flights: FlightTable, link: Link, announce: Callable[[Payload], object],
     ) -> None:  # fmt: skip
         self.plane = plane
         self.domain = domain
@@ -58,6 +58,7 @@ class Mounting:
         self._objects = objects
         self._flights = flights
         self._link = link
+        self._announce = announce
         self._lock = threading.Lock()
         self._boot = boot_id().hex()
         self._held = Counter[tuple[Digest, Form]]()
@@ -68,8 +69,7 @@ class Mounting:
 
     def mount(self, image: ImageRecord, target: str, form: Form) -> MountRecord:
         """Mount a known image; the same again is fine. BusyError if something else is there."""
-        path = Path(target)
-        if not path.is_dir():
+        if not Path(target).is_dir():
             raise NotFoundError(f"{target} is not a directory", hint="create it first")
         with self._lock:
             existing = self._existing(target)
@@ -77,17 +77,18 @@ class Mounting:
                 if (existing.image, existing.form) == (image.digest, form):
                     return existing
                 raise BusyError(f"{target}: {existing.image} ({existing.form.value}) is mounted there")
-            payload, tables = self._images.payload(image.digest, form)
+            path, payload = self._images.payload(image.digest, form)
+            self._announce(payload)
             try:
                 if self.plane == "fanotify":
-                    record = self._mount_files(image, target, form, payload, tables)
+                    record = self._mount_files(image, target, form, path, payload.tables)
                 else:
                     record = self._mount_fsid(image, target, form)
             except CallError as error:
                 raise as_loader_error(error, f"mounting {image.name} on {target}") from None
             self._state.add_mount(record)
             self._state.touch_image(image.digest)
-            self._state.touch_blobs([(table.blob_digest, form) for table in tables])
+            self._state.touch_blobs([(table.blob_digest, form) for table in payload.tables])
         return record
 
     def _existing(self, target: str) -> MountRecord | None:
@@ -100,12 +101,12 @@ class Mounting:
         return None
 
     def _mount_files(
-        self, image: ImageRecord, target: str, form: Form, payload: Path, tables: tuple[FrameTable, ...]
+        self, image: ImageRecord, target: str, form: Form, path: Path, tables: tuple[FrameTable, ...]
     ) -> MountRecord:
         files = [self._open_blob(form, table) for table in tables]
         self._link.call(
             "mount",
-            source=str(payload),
+            source=str(path),
             devices=[str(self._layout.data(table.blob_digest, form)) for table in tables],
             options=OPTIONS[form],
             target=target,
@@ -129,7 +130,7 @@ class Mounting:
     @contextmanager
     def opened(self, image: ImageRecord, form: Form) -> Iterator[list[CacheFile]]:
         """An image's cache files, open meanwhile, mounted or not. LoaderError where only the kernel can open them."""
-        _, tables = self._images.payload(image.digest, form)
+        tables = self._images.payload(image.digest, form)[1].tables
         keys = [(table.blob_digest, form) for table in tables]
         with self._lock:
             if self.plane == "fanotify":
@@ -193,7 +194,7 @@ class Mounting:
 
     def _tables(self, image: Digest, form: Form) -> tuple[FrameTable, ...]:
         try:
-            return self._images.payload(image, form)[1]
+            return self._images.payload(image, form)[1].tables
         except (LoaderError, FormatError, IntegrityError, OSError) as error:
             log.warning("%s: %s", image, error)
             return ()
@@ -231,7 +232,9 @@ class Mounting:
         """After a start: forget mounts that are gone, make those of before a reboot again."""
         for record in self._state.mounts():
             if record.boot == self._boot:
-                if not is_mounted(record.target):
+                if is_mounted(record.target):
+                    self._remember(record)
+                else:
                     log.info("%s is not mounted any more", record.target)
                     self._state.remove_mount(record.target)
                 continue
@@ -247,6 +250,13 @@ class Mounting:
                 self._state.add_mount(record)
         if fenced:
             log.error("fenced, since their blobs went unserved: %s", fenced)
+
+    def _remember(self, record: MountRecord) -> None:
+        """A mount that an earlier worker made."""
+        try:
+            self._announce(self._images.payload(record.image, record.form)[1])
+        except (LoaderError, FormatError, IntegrityError, OSError) as error:
+            log.warning("%s: %s", record.target, error)
 
 
 def image_fsid(image: Digest, form: Form) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from erofs_builder.digest import Digest
 from erofs_builder.erofs.reader import Reader
 from erofs_builder.model import Node
-from erofs_builder.payload import Form, decode_payload
+from erofs_builder.payload import Form
 from loader.cache.claims import FlightTable, Priority, Waiter
 from loader.cache.files import CacheFile
 from loader.cache.state import ImageRecord
@@ -72,8 +72,7 @@ def prefetch(
 
 def _frames_of_paths(images: Images, image: ImageRecord, form: Form, paths: Iterable[str]) -> dict[Digest, set[int]]:
     """Frames of every regular file at or below the paths."""
-    path, _ = images.payload(image.digest, form)
-    payload = decode_payload(path.read_bytes())
+    payload = images.payload(image.digest, form)[1]
     root = Reader(payload.erofs, payload.tables, form).read_tree()
     frames: dict[Digest, set[int]] = {}
     for text in paths:

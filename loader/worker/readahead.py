@@ -1,90 +1,177 @@
-"""What to fetch before it is asked for: the next frames of a sequential reader, as far as the link needs.
+"""What to fetch before it is asked for.
 
-A byte that is fetched in vain costs as much as one that is needed, so the window is small: it starts when a second
-READ follows the first, doubles with every further one, and is bounded by what the link holds (its bandwidth-delay
-product, as measured): more does not hide the round trip any better.
+A byte that is fetched in vain costs as much as one that is needed, so each way of guessing is judged by what became
+of its guesses, also of those that were not followed, and is followed only while most of them come true:
+
+    whole      a file of a few frames is read at all: all of it
+    near       a second READ close to another one in a large file: the frames on both sides
+    companion  byte code is read: its source
+    stream     READs follow each other: the next frames, ever more, as far as the link needs to stay busy
+
+Groups and companions come from the image's tree (hints.py).
 """
 
 from __future__ import annotations
 
 import threading
-import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from collections.abc import Iterable
 
 from loader.cache.files import CacheFile
+from loader.worker.hints import NO_HINTS, Hints
+from loader.worker.link_estimate import LinkEstimate
 
 MAX_STREAMS = 64  # sequential readers remembered per worker
 MIN_WINDOW = 64 << 10
+WHOLE_LIMIT = 1 << 20  # encoded bytes of a file that is fetched whole
+NEAR = 2  # frames on either side that count as close
+STREAM_START = 4  # READs in a row, outside of a known file, that make a stream
+MEMORY = 256  # READs after which a guess that has not come true was wrong
+FOLLOWED = 0.65  # share of guesses that must come true
+
+Key = tuple[CacheFile, int]
 
 
-class LinkEstimate:
-    """Round trip and bandwidth of the sources, from the range requests themselves."""
+class Judge:
+    """Keeps the score of one way of guessing. `hits` and `misses` are what it starts with."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._round_trip = 0.05  # seconds; until something was measured
-        self._bandwidth = 4e6  # bytes a second
-        self._since = 0.0
-        self._bytes = 0
-
-    def note(self, length: int, seconds: float) -> None:
-        """A range of `length` bytes took `seconds`, request to last byte."""
-        now = time.monotonic()
-        with self._lock:
-            if seconds < self._round_trip:
-                self._round_trip = max(seconds, 1e-4)
-            else:  # forget slowly: the link may have changed
-                self._round_trip += (seconds - self._round_trip) * 0.02
-            self._bytes += length
-            if now - self._since > 1.0:  # the first range after a pause
-                self._since, self._bytes = now - seconds, length
-            elapsed = now - self._since
-            if elapsed >= 0.1:
-                rate = self._bytes / elapsed
-                self._bandwidth += (rate - self._bandwidth) * (0.5 if rate > self._bandwidth else 0.1)
-                self._since, self._bytes = now, 0
+    def __init__(self, hits: float, misses: float) -> None:
+        self._hits = hits
+        self._misses = misses
+        self._open: dict[Key, int] = {}
+        self._order: deque[Key] = deque()
 
     @property
-    def in_flight(self) -> int:
-        """Bytes that keep the link busy for a round trip."""
-        return int(self._round_trip * self._bandwidth)
+    def trusted(self) -> bool:
+        return self._hits >= FOLLOWED * (self._hits + self._misses)
+
+    def guess(self, key: Key, now: int) -> None:
+        """A frame that nobody has read yet is expected to be read."""
+        if key not in self._open:
+            self._open[key] = now
+            self._order.append(key)
+
+    def read(self, key: Key) -> None:
+        """A frame is read."""
+        if self._open.pop(key, None) is not None:
+            self._count(1, 0)
+
+    def forget(self, now: int) -> None:
+        """Count guesses that are too old as wrong."""
+        while self._order:
+            made = self._open.get(self._order[0])
+            if made is not None and now - made < MEMORY:
+                break
+            if self._open.pop(self._order.popleft(), None) is not None:
+                self._count(0, 1)
+
+    def _count(self, hits: int, misses: int) -> None:
+        self._hits += hits
+        self._misses += misses
+        if self._hits + self._misses > 128:  # what was long ago counts less
+            self._hits /= 2
+            self._misses /= 2
 
 
 class ReadAhead:
-    """Sequential readers, by cache file and the frame that they would read next."""
+    """Guesses for all cache files of a worker. Thread-safe."""
 
     def __init__(self, link: LinkEstimate, limit: int) -> None:
         self._link = link
         self._limit = limit
         self._lock = threading.Lock()
-        self._streams: OrderedDict[tuple[CacheFile, int], int] = OrderedDict()  # → window in bytes
+        self._clock = 0
+        self._streams: OrderedDict[Key, tuple[int, int]] = OrderedDict()  # → READs in a row, window in bytes
+        self._read: dict[CacheFile, set[int]] = {}
+        self._hints: dict[bytes, Hints] = {}
+        self._judges = {
+            "whole": Judge(8, 0),
+            "near": Judge(8, 0),
+            "stream": Judge(8, 0),
+            "companion": Judge(0, 1),  # most Pythons do not read sources: only once it was seen here
+        }
 
-    def after(self, file: CacheFile, frames: range) -> range:
-        """A reader wants `frames`: which frames to fetch behind them. Empty for all that is not sequential."""
+    def learn(self, blob: bytes, hints: Hints) -> None:
+        """Hints about a blob (its raw digest)."""
         with self._lock:
-            # The same frame again (a frame is larger than most READs) keeps its stream as it is.
-            window = self._streams.pop((file, frames.stop), None)
-            same = window is not None
-            if window is None:
-                window = self._streams.pop((file, frames.start), None)
-            if window is None:
-                window = 0
-            elif not same:
+            self._hints[blob] = hints
+
+    def after(self, file: CacheFile, frames: range) -> list[int]:
+        """A reader wants `frames`: which others to fetch."""
+        if file.ready.complete:
+            return []
+        with self._lock:
+            self._clock += 1
+            hints = self._hints.get(file.blob.raw, NO_HINTS)
+            read = self._read.setdefault(file, set())
+            for frame in frames:
+                read.add(frame)
+                for judge in self._judges.values():
+                    judge.read((file, frame))
+            chosen: dict[int, None] = {}
+            guesses = {
+                "whole": self._whole(file, frames, hints),
+                "near": self._near(frames, hints, read),
+                "companion": [other for frame in frames for other in hints.companions.get(frame, ())],
+                "stream": self._stream(file, frames, hints),
+            }
+            for name, guessed in guesses.items():
+                chosen.update(self._judged(self._judges[name], file, guessed, read))
+        return list(chosen)
+
+    def _judged(self, judge: Judge, file: CacheFile, frames: Iterable[int], read: set[int]) -> dict[int, None]:
+        judge.forget(self._clock)
+        fresh = [frame for frame in frames if frame not in read]
+        for frame in fresh:
+            judge.guess((file, frame), self._clock)
+        return dict.fromkeys(fresh) if judge.trusted else {}
+
+    def _whole(self, file: CacheFile, frames: range, hints: Hints) -> list[int]:
+        table = file.table
+        guessed: list[int] = []
+        for frame in frames:
+            group = hints.groups.get(frame)
+            if group is None:
+                continue
+            last = table[group.stop - 1]
+            if last.encoded_offset + last.encoded_size - table[group.start].encoded_offset <= WHOLE_LIMIT:
+                guessed += [*range(frame + 1, group.stop), *range(group.start, frame)]
+        return guessed
+
+    def _near(self, frames: range, hints: Hints, read: set[int]) -> list[int]:
+        guessed: list[int] = []
+        for frame in frames:
+            group = hints.groups.get(frame)
+            if group is None:
+                continue
+            close = range(max(group.start, frame - NEAR), min(group.stop, frame + NEAR + 1))
+            if any(other in read for other in close if other not in frames):
+                guessed += [other for other in (frame + 1, frame - 1) if other in group]
+        return guessed
+
+    def _stream(self, file: CacheFile, frames: range, hints: Hints) -> range:
+        """The frames behind a sequential reader, inside of the file that it reads if that is known."""
+        group = hints.groups.get(frames.stop - 1)
+        row, window = self._streams.pop((file, frames.stop), (0, 0))
+        if not row:  # else the same frame again: a frame is larger than most READs
+            row, window = self._streams.pop((file, frames.start), (0, 0))
+            row += 1
+            if row >= (2 if group else STREAM_START):
                 window = max(window * 2, MIN_WINDOW)
                 window = min(window, self._limit, max(2 * self._link.in_flight, MIN_WINDOW))
-            self._streams[file, frames.stop] = window
-            if len(self._streams) > MAX_STREAMS:
-                self._streams.popitem(last=False)
-        return self._reaching(file, frames.stop, window)
-
-    def _reaching(self, file: CacheFile, start: int, window: int) -> range:
-        table, stop = file.table, start
-        while stop < len(table) and window > 0:
+        self._streams[file, frames.stop] = row, window
+        if len(self._streams) > MAX_STREAMS:
+            self._streams.popitem(last=False)
+        table, stop = file.table, frames.stop
+        end = group.stop if group else len(table)
+        while stop < end and window > 0:
             window -= table[stop].encoded_size
             stop += 1
-        return range(start, stop)
+        return range(frames.stop, stop)
 
     def forget(self, file: CacheFile) -> None:
+        """The file was closed."""
         with self._lock:
             for key in [key for key in self._streams if key[0] is file]:
                 del self._streams[key]
+            self._read.pop(file, None)

@@ -42,7 +42,6 @@ class ReadPath:
         self._answer = answer
         self._executor = executor
         self._deadline = deadline
-        self.trace: Callable[[CacheFile, range], None] | None = None
 
     def request(self, request: Request) -> None:
         """Serve a READ. Returns at once; the answer may come later, from another thread."""
@@ -64,8 +63,7 @@ class ReadPath:
         waiter = Waiter(partial(self._done, request, file, started), started + self._deadline)
         if not self._flights.want(file, frames, Priority.DEMAND, waiter):
             self._counters.add("requests_ready")
-        if self.trace is not None:
-            self.trace(file, frames)
+        log.debug("READ %s %d+%d frames %d-%d", file, request.offset, request.length, frames.start, frames.stop - 1)
         if ahead := self._readahead.after(file, frames):
             self._flights.want(file, ahead, Priority.AHEAD)
 

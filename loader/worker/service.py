@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from erofs_builder.payload import Form
+from erofs_builder.errors import FormatError
+from erofs_builder.payload import Form, Payload
 from loader.cache.claims import FlightTable
 from loader.cache.files import CacheFile
 from loader.cache.layout import Layout
@@ -25,18 +26,21 @@ from loader.registry.open import open_image
 from loader.worker.collector import Collector
 from loader.worker.counters import Counters
 from loader.worker.fetcher import Fetcher
+from loader.worker.hints import hints_of
 from loader.worker.images import Images
 from loader.worker.link import Link, Packet
+from loader.worker.link_estimate import LinkEstimate
 from loader.worker.mounting import Mounting
 from loader.worker.objects import Objects
 from loader.worker.proof import prove
-from loader.worker.readahead import LinkEstimate, ReadAhead
+from loader.worker.readahead import ReadAhead
 from loader.worker.readpath import ReadPath
 from loader.worker.sources import Sources
 
 log = logging.getLogger(__name__)
 
-RANGE_LIMIT = 1 << 20  # bytes of one range request
+# Bytes of one range request by priority: what is fetched ahead is not there before its whole range is.
+RANGE_LIMITS = (1 << 20, 256 << 10, 1 << 20)
 EXPIRE_INTERVAL = 0.25  # seconds
 CHECKPOINT_INTERVAL = 5.0
 
@@ -57,11 +61,11 @@ class Service:
         self.sources = Sources(lambda text: _open_repository(text, registries))
         self.images = Images(self.layout, self.state, self.sources, self.counters)
         self.objects = Objects(self.layout, self.images.find_payload, self.images.find_tag)
-        self.flights = FlightTable(config.connections, config.prefetch_connections, RANGE_LIMIT)
+        self.flights = FlightTable(config.connections, config.prefetch_connections, RANGE_LIMITS)
         self.readahead = ReadAhead(self.link_estimate, config.readahead)
         self.executor = ThreadPoolExecutor(8, "work")
         self.mounting = Mounting(
-            plane, config.domain, self.layout, self.state, self.images, self.objects, self.flights, link
+            plane, config.domain, self.layout, self.state, self.images, self.objects, self.flights, link, self._announce
         )
         self.collector = Collector(self.layout, self.state, self.objects, self.mounting, self.counters, config.quota)
         self.fetcher = Fetcher(self.flights, self.sources, self.counters, self.link_estimate, self.collector.make_room)
@@ -71,6 +75,16 @@ class Service:
         self.generation = 0
         self.fenced: list[Any] = []
         self._stopped = threading.Event()
+
+    def _announce(self, payload: Payload) -> None:
+        self.executor.submit(self._learn, payload)
+
+    def _learn(self, payload: Payload) -> None:
+        try:
+            for blob, hints in hints_of(payload).items():
+                self.readahead.learn(blob.raw, hints)
+        except FormatError as error:
+            log.warning("no hints for fetching ahead: %s", error)
 
     @property
     def form(self) -> Form:

@@ -1,0 +1,39 @@
+"""How long and how wide the way to the sources is, from the range requests themselves."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+
+class LinkEstimate:
+    """Round trip and bandwidth. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._round_trip = 0.05  # seconds; until something was measured
+        self._bandwidth = 4e6  # bytes a second
+        self._since = 0.0
+        self._bytes = 0
+
+    def note(self, length: int, seconds: float) -> None:
+        """A range of `length` bytes took `seconds`, request to last byte."""
+        now = time.monotonic()
+        with self._lock:
+            if seconds < self._round_trip:
+                self._round_trip = max(seconds, 1e-4)
+            else:  # forget slowly: the link may have changed
+                self._round_trip += (seconds - self._round_trip) * 0.02
+            self._bytes += length
+            if now - self._since > 1.0:  # the first range after a pause
+                self._since, self._bytes = now - seconds, length
+            elapsed = now - self._since
+            if elapsed >= 0.1:
+                rate = self._bytes / elapsed
+                self._bandwidth += (rate - self._bandwidth) * (0.5 if rate > self._bandwidth else 0.1)
+                self._since, self._bytes = now, 0
+
+    @property
+    def in_flight(self) -> int:
+        """Bytes that keep the link busy for a round trip."""
+        return int(self._round_trip * self._bandwidth)
