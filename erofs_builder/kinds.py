@@ -21,13 +21,13 @@ class Kind(NamedTuple):
     bin: int  # smaller files are packed into frames of about this size
 
 
-ELF = Kind("elf", 128 * _KIB, 128 * _KIB)
+ELF = Kind("elf", 256 * _KIB, 256 * _KIB)
 BYTECODE = Kind("bytecode", 128 * _KIB, 128 * _KIB)
-SCRIPT = Kind("script", 128 * _KIB, 128 * _KIB)
-DEVELOPMENT = Kind("development", 512 * _KIB, 512 * _KIB)
-DOCUMENT = Kind("document", 256 * _KIB, 256 * _KIB)
-PACKED = Kind("packed", 256 * _KIB, 256 * _KIB)
-OTHER = Kind("other", 128 * _KIB, 128 * _KIB)
+SCRIPT = Kind("script", 256 * _KIB, 384 * _KIB)
+DEVELOPMENT = Kind("development", 512 * _KIB, 960 * _KIB)
+DOCUMENT = Kind("document", 512 * _KIB, 960 * _KIB)
+PACKED = Kind("packed", 512 * _KIB, 960 * _KIB)
+OTHER = Kind("other", 256 * _KIB, 256 * _KIB)
 KINDS = (ELF, BYTECODE, SCRIPT, DEVELOPMENT, DOCUMENT, PACKED, OTHER)
 
 # A file up to this size is one piece whatever its kind.
