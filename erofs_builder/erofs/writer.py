@@ -63,7 +63,10 @@ def write_metadata(root: Node, form: Form, blobs: Sequence[Blob], *, device_tabl
     writer = _Writer(root, form, blobs, device_table)
     writer.survey()
     writer.place()
-    return Metadata(writer.encode(), writer.devices.blobs)
+    image = writer.encode()
+    used = writer.devices.blobs
+    del writer  # its numbering of a million inodes takes as much as the copy made here
+    return Metadata(bytes(image), used)
 
 
 class _Writer:
@@ -181,7 +184,7 @@ class _Writer:
 
     # Third pass: the bytes.
 
-    def encode(self) -> bytes:
+    def encode(self) -> bytearray:
         image = bytearray(self.size)
         for number, node in self.tree:
             self._encode_node(image, number, node)
@@ -201,7 +204,7 @@ class _Writer:
             xattr_blkaddr=self.shared_area if self.xattrs.area else 0,
         )
         write_head(image, self.form, fields, self.devices)
-        return bytes(image)
+        return image
 
     def _encode_node(self, image: bytearray, number: int, node: Node) -> None:
         kind = stat.S_IFMT(node.mode)
