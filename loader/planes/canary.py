@@ -99,8 +99,10 @@ def _read(path: Path, serve: Callable[[bool], bool], *, refuse: bool) -> tuple[b
     with _spooled() as output:
         with subprocess.Popen([_READER, str(path)], stdout=output, stderr=subprocess.DEVNULL) as reader:
             until = time.monotonic() + PATIENCE
-            while reader.poll() is None:
+            while True:
                 asked |= serve(refuse)
+                if reader.poll() is not None:
+                    break
                 if time.monotonic() > until:
                     reader.kill()
                     raise CanaryFailed("read", f"{path.name}: no end after {PATIENCE:.0f} s")
