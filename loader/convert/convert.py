@@ -24,7 +24,7 @@ from loader.registry.base import Descriptor, ImageTarget
 from loader.registry.config import RegistryConfig
 from loader.registry.documents import encode_index
 from loader.registry.layout import Layout
-from loader.registry.open import open_image, open_reference, open_target
+from loader.registry.open import check_target, open_image, open_reference, open_target
 from loader.registry.reference import RootfsReference, parse_reference
 
 
@@ -76,27 +76,35 @@ def convert(request: Request, config: RegistryConfig, progress: Progress | None 
     started = time.monotonic()
     progress = progress or NoProgress()
     reference = parse_reference(request.source)
+    check_target(request.target)
     with ExitStack() as stack:
-        target, tag = open_target(request.target, config)
-        stack.callback(target.close)
-        directory = Path(stack.enter_context(_work_directory(target)))
-        work = _Conversion(request, target, directory, progress)
-        if request.base:
-            base_source, base_name = open_image(request.base, config)
-            stack.callback(base_source.close)
-            platform = None if request.platform == ALL_PLATFORMS else request.platform
-            work.base = load_base(base_source, base_name, platform)
-        if isinstance(reference, RootfsReference):
-            images: tuple[Converted, ...] = (work.convert_rootfs(reference.path, tag),)
-            index = None
-        else:
+        found = None
+        if not isinstance(reference, RootfsReference):
             source, name = open_reference(reference, config)
             stack.callback(source.close)
             found = load_source(source, name, request.platform)
+        base = _open_base(request, config, stack)
+        target, tag = open_target(request.target, config)  # last: a mistyped source leaves no empty layout
+        stack.callback(target.close)
+        directory = Path(stack.enter_context(_work_directory(target)))
+        work = _Conversion(request, base, target, directory, progress)
+        index = None
+        if isinstance(reference, RootfsReference):
+            images: tuple[Converted, ...] = (work.convert_rootfs(reference.path, tag),)
+        else:
+            assert found is not None
             several = found.index is not None
             images = tuple(work.convert_image(image, None if several else tag) for image in found.images)
             index = _publish_index(images, found.images, found.index, target, tag) if found.index else None
         return Result(request.target, tag, images, index, time.monotonic() - started)
+
+
+def _open_base(request: Request, config: RegistryConfig, stack: ExitStack) -> BaseArtifact | None:
+    if not request.base:
+        return None
+    source, name = open_image(request.base, config)
+    stack.callback(source.close)
+    return load_base(source, name, None if request.platform == ALL_PLATFORMS else request.platform)
 
 
 def _work_directory(target: ImageTarget) -> tempfile.TemporaryDirectory[str]:
@@ -108,8 +116,15 @@ def _work_directory(target: ImageTarget) -> tempfile.TemporaryDirectory[str]:
 class _Conversion:
     """Layers that were converted already are kept: images of one index share them."""
 
-    def __init__(self, request: Request, target: ImageTarget, directory: Path, progress: Progress) -> None:
-        self.base: BaseArtifact | None = None
+    def __init__(
+        self,
+        request: Request,
+        base: BaseArtifact | None,
+        target: ImageTarget,
+        directory: Path,
+        progress: Progress,
+    ) -> None:
+        self.base = base
         self._request = request
         self._target = target
         self._directory = directory

@@ -62,7 +62,10 @@ class TarFile:
         members: dict[str, _Member] = {}
         links: dict[str, str] = {}
         try:
-            with os.fdopen(os.dup(self._handle), "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+            with (
+                os.fdopen(os.dup(self._handle), "rb") as file,
+                tarfile.open(fileobj=_at_start(file), mode="r:") as archive,
+            ):
                 for count, info in enumerate(archive):
                     if count >= _MAX_MEMBERS:
                         raise ArtifactError(f"{self.path}: more than {_MAX_MEMBERS} members")
@@ -289,6 +292,11 @@ class DockerArchive(_ArchiveSource):
         while data := stream.read(CHUNK):
             checksum.update(data)
         return Digest(checksum.digest())
+
+
+def _at_start(file: BinaryIO) -> BinaryIO:
+    file.seek(0)  # a duplicate shares its position
+    return file
 
 
 def _open_plain(path: Path) -> int:

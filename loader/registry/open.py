@@ -37,9 +37,17 @@ def open_reference(reference: Reference, config: RegistryConfig) -> tuple[ImageS
 
 def open_target(text: str, config: RegistryConfig) -> tuple[ImageTarget, str | None]:
     """The target that a reference names, and the tag to write there (None: none). The caller closes it."""
+    reference = check_target(text)
+    if isinstance(reference, RegistryReference):
+        return Registry(reference.host, reference.repository, config), reference.name
+    return Layout(reference.path, create=True), reference.tag
+
+
+def check_target(text: str) -> RegistryReference | LayoutReference:
+    """A reference that can be written to; UsageError for any other."""
     reference = parse_reference(text)
     if isinstance(reference, RegistryReference) and reference.digest is None:
-        return Registry(reference.host, reference.repository, config), reference.name
+        return reference
     if isinstance(reference, LayoutReference) and reference.scheme == "oci" and reference.digest is None:
-        return Layout(reference.path, create=True), reference.tag
+        return reference
     raise UsageError(f"{text}: cannot be written to", "a target is docker://HOST/REPOSITORY:TAG or oci:DIR[:TAG]")
