@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 
+import click
+
+from loader.cache.layout import replace_file
+from loader.cache.ready import boot_id
+from loader.cli.common import print_json, print_table
 from loader.config import SETTINGS_VARIABLE, Config
-from loader.errors import LoaderError
+from loader.errors import KernelSupportError, LoaderError
 from loader.keeper import supervisor
 from loader.keeper.config import KeeperConfig
+from loader.probe import choose
+from loader.probe import probe as probe_all
 
+log = logging.getLogger(__name__)
+
+CHOICE = "choice.json"
 KEEPER_MARGIN = 30.0  # the worker gives up first, and says why
 
 
@@ -35,11 +47,41 @@ def serve(config: Config) -> int:
 
 
 def resolved(config: Config) -> Config:
-    """The configuration with plane and form that work here."""
-    plane = "fanotify" if config.plane == "auto" else config.plane
-    form = "encoded" if config.form == "auto" else config.form
-    return replace(config, plane=plane, form=form)
+    """The configuration with plane and form that work here, by a canary; what was found is kept until the next boot.
+
+    (A daemon that takes over mounts must go on as before, and cannot try a device that its predecessor still holds.)
+    """
+    config.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    known = _read_choice(config.root)
+    if known and config.plane in ("auto", known[0]) and config.form in ("auto", known[1]):
+        return replace(config, plane=known[0], form=known[1])
+    finding = choose(config.root, config.plane, config.form)
+    log.info("plane %s, form %s: the canary was read right", finding.plane, finding.form.value)
+    choice = {"boot": boot_id().hex(), "plane": finding.plane, "form": finding.form.value}
+    replace_file(config.root / CHOICE, json.dumps(choice).encode(), config.root)
+    return replace(config, plane=finding.plane, form=finding.form.value)
+
+
+def _read_choice(root: Path) -> tuple[str, str] | None:
+    """The plane and form that worked earlier in this boot."""
+    try:
+        choice = json.loads((root / CHOICE).read_bytes())
+        return (choice["plane"], choice["form"]) if choice["boot"] == boot_id().hex() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def probe(config: Config, as_json: bool) -> int:
-    raise LoaderError("probe is not built yet")
+    """Say what works here, tried; 13 if nothing does."""
+    findings = probe_all(config.root)
+    if as_json:
+        print_json([finding.to_json() for finding in findings])
+    else:
+        rows = [
+            (finding.plane, finding.form.value, "works" if finding.works else "no", finding.missing or "")
+            for finding in findings
+        ]
+        print_table(("PLANE", "FORM", "HERE", "MISSING"), rows)
+        for remedy in dict.fromkeys(finding.remedy for finding in findings if finding.remedy):
+            click.echo(f"hint: {remedy}")
+    return 0 if any(finding.works for finding in findings) else KernelSupportError.exit_code
