@@ -241,6 +241,18 @@ def prefetch(context: click.Context, image: str, paths: tuple[str, ...], form: s
 
 @cli.command()
 @location_options
+@click.option("--keep/--umount", "keep", default=None, help="What becomes of the mounts [as configured].")
+@json_option
+@click.pass_context
+def stop(context: click.Context, keep: bool | None, as_json: bool) -> None:
+    """End the daemon in order."""
+    body = {} if keep is None else {"mode": "keep" if keep else "umount"}
+    answer = client(context).request("POST", "/v1/stop", body)
+    print_json(answer) if as_json else click.echo("stopping")
+
+
+@cli.command()
+@location_options
 @json_option
 @click.pass_context
 def probe(context: click.Context, as_json: bool) -> None:

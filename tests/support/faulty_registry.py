@@ -1,0 +1,114 @@
+"""A proxy in front of a registry that counts ranges, and breaks what it is told to break."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, Self
+
+
+class FaultyRegistry:
+    """Forwards to `target` (host:port). Attributes may be changed while it runs.
+
+    corrupt: flip one bit in the middle of every range · refuse: answer ranges with this HTTP status · off: hang up on
+    everything · cut: send only the first half of every range.
+    """
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self.corrupt = False
+        self.cut = False
+        self.off = False
+        self.refuse: int | None = None
+        self.ranges: list[tuple[str, int, int]] = []  # blob path, first and last byte of each range that was served
+        self.seen: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        self.address = f"127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def overlaps(self) -> list[tuple[str, int]]:
+        """Blob path and offset of every byte range that was served more than once, merged."""
+        found = []
+        for blob in {blob for blob, _, _ in self.ranges}:
+            end = -1
+            for first, last in sorted((first, last) for name, first, last in self.ranges if name == blob):
+                if first <= end:
+                    found.append((blob, first))
+                end = max(end, last)
+        return found
+
+    def _forward(self, request: BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes]:
+        length = int(request.headers.get("Content-Length") or 0)
+        body = request.rfile.read(length) if length else None
+        connection = http.client.HTTPConnection(self.target)
+        headers = {name: value for name, value in request.headers.items() if name.lower() != "host"}
+        connection.request(request.command, request.path, body, headers)
+        response = connection.getresponse()
+        data = response.read()
+        connection.close()
+        return response.status, dict(response.getheaders()), data
+
+    def _range(self, path: str, header: str, data: bytes) -> bytes:
+        first, _, last = header.removeprefix("bytes=").partition("-")
+        with self._lock:
+            self.ranges.append((path, int(first), int(last)))
+        if self.corrupt and data:
+            middle = len(data) // 2
+            return data[:middle] + bytes((data[middle] ^ 1,)) + data[middle + 1 :]
+        return data
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        registry = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def _serve(self) -> None:
+                registry.seen[self.command] += 1
+                wanted = self.headers.get("Range")
+                if registry.off:
+                    self.close_connection = True
+                    return
+                if wanted and registry.refuse:
+                    self._answer(registry.refuse, {}, b"")
+                    return
+                status, headers, data = registry._forward(self)
+                if wanted and status in (200, 206):
+                    data = registry._range(self.path, wanted, data)
+                self._answer(status, headers, data)
+
+            def _answer(self, status: int, headers: dict[str, str], data: bytes) -> None:
+                self.send_response(status)
+                for name, value in headers.items():
+                    if name.lower() not in ("content-length", "connection", "date", "server", "transfer-encoding"):
+                        self.send_header(name, value)
+                head = self.command == "HEAD"
+                self.send_header("Content-Length", headers.get("Content-Length", "0") if head else str(len(data)))
+                self.end_headers()
+                if not head:
+                    cut = registry.cut and self.headers.get("Range") is not None
+                    self.wfile.write(data[: len(data) // 2] if cut else data)
+                    self.close_connection = self.close_connection or cut
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"):
+            setattr(Handler, f"do_{method}", Handler._serve)
+        return Handler
