@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from erofs_builder import tarstream
+from erofs_builder.ahead import read_ahead
 from erofs_builder.blob import DEFAULT_LEVEL, BlobWriter, Output
 from erofs_builder.contents import Contents
 from erofs_builder.decompress import Stream, plain_chunks
@@ -71,16 +72,19 @@ def build_layer(
 ) -> Layer:
     """Read a layer (gzip, zstd or plain tar), write its blob to `blob_out`, and return its entries.
 
-    The stream is read to its end, whatever lies behind the archive. `blob_out.write` gets the blob in order; nothing is
-    written for a layer without file data. `base` maps content to pieces of blobs that exist elsewhere
-    (`packer.base_pieces`); those are left out here. `on_progress` is called with each entry's size.
+    The stream is read to its end, whatever lies behind the archive, by a thread of its own. `blob_out.write` gets the
+    blob in order; nothing is written for a layer without file data. `base` maps content to pieces of blobs that exist
+    elsewhere (`packer.base_pieces`); those are left out here. `on_progress` is called with each entry's size.
 
     Raises TarError (malformed or cut off), UnsupportedError (what EROFS cannot hold).
     """
     options = options or Options()
-    with BlobWriter(blob_out, level=options.level, threads=options.threads) as writer:
+    with (
+        BlobWriter(blob_out, level=options.level, threads=options.threads) as writer,
+        read_ahead(plain_chunks(stream)) as chunks,
+    ):
         packer = Packer(writer, base)
-        reader = TarReader(plain_chunks(stream))
+        reader = TarReader(chunks)
         builder = LayerBuilder(packer)
         for entry in reader:
             builder.add_tar(entry, reader)
@@ -148,6 +152,10 @@ def clean_path(name: bytes, offset: int = 0) -> bytes:
         raise TarError(f"tar: a name with a NUL byte: {name[:100]!r} (entry at offset {offset})")
     if len(name) > _PATH_LIMIT:
         raise UnsupportedError(f"a path of {len(name)} bytes: {name[:100]!r}… (entry at offset {offset})")
+    if name[:2] == b"./":
+        name = name[2:]
+    if len(name) <= _NAME_LIMIT and b"/." not in name and b"//" not in name and name[:1] not in b"./":
+        return name[:-1] if name[-1:] == b"/" else name  # nearly all names
     parts: list[bytes] = []
     for part in name.split(b"/"):
         if part == b"..":

@@ -24,8 +24,6 @@ from erofs_builder.kinds import SMALLEST_PIECE, Kind, classify
 from erofs_builder.model import Blob, Extent
 from erofs_builder.pax import Segments
 
-# Hashing a sparse file means hashing its holes: beyond this many bytes of them its digest stays unknown.
-MAX_HASHED_HOLES = 1 << 30
 EMPTY_DIGEST = hashlib.sha256(b"").digest()
 _ZEROS = bytes(1 << 20)
 _HOLE = -1
@@ -70,7 +68,7 @@ class FileRef(NamedTuple):
 
     runs: tuple[int, ...]
     lengths: tuple[int, ...]
-    digest: bytes | None
+    digest: bytes | None  # of files that are one piece; to hash the others whole too would hash most bytes twice
 
 
 class _Bin:
@@ -116,22 +114,16 @@ class Packer:
     def _store_pieces(self, size: int, kind: Kind, read: Read, segments: Segments | None) -> FileRef:
         runs: list[int] = []
         lengths: list[int] = []
-        whole = hashlib.sha256()
-        hash_whole = segments is None or size - sum(length for _, length in segments) <= MAX_HASHED_HOLES
         for length, data in cut(size, kind.piece, read, segments):
             if data is None or _is_zero(data):
-                if hash_whole:
-                    _hash_zeros(whole, length)
                 if runs and runs[-1] < 0:
                     lengths[-1] += length
                     continue
                 runs.append(_HOLE)
             else:
-                if hash_whole:
-                    whole.update(data)
                 runs.append(self._piece(data, hashlib.sha256(data).digest(), kind, packed=False))
             lengths.append(length)
-        return FileRef(tuple(runs), tuple(lengths), whole.digest() if hash_whole else None)
+        return FileRef(tuple(runs), tuple(lengths), None)
 
     def _piece(self, data: Buffer, digest: bytes, kind: Kind, *, packed: bool) -> int:
         """The number of the piece with this content, stored now unless it is there already."""
@@ -294,10 +286,3 @@ def _padded(data: Buffer) -> Buffer:
 def _is_zero(data: Buffer) -> bool:
     size = len(data)
     return size >= BLOCK and data[0] == 0 and data[size - 1] == 0 and _ZEROS.startswith(data)
-
-
-def _hash_zeros(whole: hashlib._Hash, length: int) -> None:
-    while length:
-        step = min(length, len(_ZEROS))
-        whole.update(_ZEROS[:step])
-        length -= step
