@@ -167,7 +167,9 @@ class TarReader:
     def _next_entry(self) -> TarEntry | None:
         overrides = _Overrides()
         for _ in range(_HEADERS_PER_ENTRY):
-            self._input.skip(self._left + self._padding)
+            self._input.skip(self._left)
+            if self._padding and not self._input.at_end():  # `umoci insert` ends its layers with the last file's bytes
+                self._input.skip(self._padding)
             self._left = self._padding = 0
             offset = self._input.offset
             found = self._header(offset)

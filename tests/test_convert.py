@@ -167,6 +167,20 @@ def test_archives_and_directories(tmp_path: Path, layout: Layout) -> None:
         run(f"rootfs:{tmp_path}/nothing", f"oci:{tmp_path}/out:x")
 
 
+def test_what_umoci_inserts(tmp_path: Path) -> None:
+    """Its layers end without padding and without an end marker; container runtimes take them."""
+    (tmp_path / "file").write_text("hello")
+    for command in (
+        "init --layout l",
+        "new --image l:t",
+        "insert --image l:t file /etc/file",
+        "insert --image l:t file /b",
+    ):
+        subprocess.run(["umoci", *command.split()], cwd=tmp_path, check=True, capture_output=True)
+    run(f"oci:{tmp_path}/l:t", f"oci:{tmp_path}/l:erofs")
+    assert tree_of(f"oci:{tmp_path}/l:t") == {"": 0, "etc": 0, "etc/file": 5, "b": 5}
+
+
 def test_empty_images(tmp_path: Path, layout: Layout) -> None:
     add_image(layout, [], "none")
     add_image(layout, [tar_of({"empty": b""})], "nodata")
