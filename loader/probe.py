@@ -6,8 +6,6 @@ mounted, the kernel asked for what was missing, a refusal was an error, and the 
 
 from __future__ import annotations
 
-import contextlib
-import json
 import shutil
 import tempfile
 import time
@@ -18,7 +16,6 @@ from typing import Any
 
 from erofs_builder.payload import Form
 from loader.errors import KernelSupportError
-from loader.keeper.handover import descriptors_are_held
 from loader.planes import cachefiles_canary, fanotify_canary
 from loader.planes.canary import CanaryFailed, CanaryImage
 from loader.planes.needs import explain
@@ -95,24 +92,6 @@ def choose(root: Path, plane: str = "auto", form: str = "auto") -> Finding:
             return finding
         failures.append(finding)
     raise no_support(failures)
-
-
-def resolve(root: Path, plane: str = "auto", form: str = "auto") -> tuple[str, Form]:
-    """Plane and form for a daemon that starts: what works, by `choose`.
-
-    But where a predecessor's mounts are still held, it stays with its choice: the device is single-opener, and cannot
-    be tried meanwhile.
-    """
-    record = root / "plane.json"
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    if descriptors_are_held(root):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            before = json.loads(record.read_text())
-            if before["boot_id"] == boot and plane in ("auto", before["plane"]) and form in ("auto", before["form"]):
-                return str(before["plane"]), Form(before["form"])
-    found = choose(root, plane, form)
-    record.write_text(json.dumps({"boot_id": boot, "plane": found.plane, "form": found.form.value}))
-    return found.plane, found.form
 
 
 def no_support(failures: Sequence[Finding]) -> KernelSupportError:

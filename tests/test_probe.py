@@ -105,17 +105,6 @@ def test_choose_takes_the_first_that_works(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-def test_a_successor_keeps_the_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = probe.resolve(tmp_path, form="decoded")
-    assert first[1] is Form.DECODED
-    monkeypatch.setenv("LISTEN_FDS", "3")
-    assert probe.resolve(tmp_path) == first
-    assert probe.resolve(tmp_path, first[0], "decoded") == first
-    monkeypatch.delenv("LISTEN_FDS")
-    assert probe.resolve(tmp_path) == (probe.choose(tmp_path).plane, probe.choose(tmp_path).form)
-
-
-@pytest.mark.root
 def test_a_file_system_without_pre_content_events() -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
         with pytest.raises(KernelSupportError) as caught:

@@ -30,11 +30,6 @@ def address(root: Path) -> Path:
     return root / "parked.sock"
 
 
-def descriptors_are_held(root: Path) -> bool:
-    """Whether a daemon that starts now will get its predecessor's descriptors: from a parked keeper, or systemd."""
-    return address(root).exists() or int(os.environ.get("LISTEN_FDS") or 0) > 0
-
-
 def park(keeper: Keeper) -> None:
     """Serve parked until another daemon has taken over."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:

@@ -125,11 +125,15 @@ class Daemon:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        """Start, and wait until a worker answers."""
+        self.start_process()
+        self.call("status")
+
+    def start_process(self) -> None:
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", SERVE, self.config.to_json()], cwd=REPOSITORY, stdout=log, stderr=log
             )
-        self.call("status")
 
     def call(self, name: str, /, **arguments: Any) -> dict[str, Any]:
         """A call of the keeper, through whichever worker serves; asked again when that worker dies."""

@@ -1,0 +1,274 @@
+"""The keeper's parts, without a kernel: packets, journal, descriptor store, state, table, reserved numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loader.errors import BusyError
+from loader.keeper import supervisor
+from loader.keeper.config import KeeperConfig
+from loader.keeper.fdstore import FdStore, apply, listen_fds, parse_fields, receive_with_fds, to_environment
+from loader.keeper.journal import CAPACITY, Entry, Journal
+from loader.keeper.plane_fanotify import JOURNAL, has_hole, reserve_journaled
+from loader.keeper.protocol import (
+    MAX_PACKET,
+    Answer,
+    Kind,
+    Request,
+    pack_answer,
+    pack_json,
+    pack_request,
+    unpack,
+)
+from loader.keeper.requests import RequestTable
+from loader.keeper.state import MountRecord, State
+
+# Packets
+
+
+def test_packets() -> None:
+    request, answer = Request(1 << 40, 7, 1 << 50, 4096), Answer(3, 5)
+    assert unpack(pack_request(request)) == (Kind.REQUEST, request)
+    assert unpack(pack_answer(answer)) == (Kind.ANSWER, answer)
+    assert unpack(pack_json(Kind.CALL, {"token": 1, "call": "x"})) == (Kind.CALL, {"token": 1, "call": "x"})
+    with pytest.raises(ValueError, match="RESULT packet of"):
+        pack_json(Kind.RESULT, {"text": "x" * MAX_PACKET})
+
+
+@pytest.mark.parametrize("packet", [b"", b"\x00", b"\x03", b"\x10short", b"\x12", b"\x12[]", b"\x12\xff", b"\x12{"])
+def test_malformed_packets(packet: bytes) -> None:
+    with pytest.raises(ValueError):
+        unpack(packet)
+
+
+@given(st.binary(max_size=64))
+def test_any_packet_is_read_or_refused(packet: bytes) -> None:
+    try:
+        unpack(packet)
+    except ValueError:
+        pass
+
+
+# Journal
+
+
+def test_journal_is_seen_by_a_successor() -> None:
+    journal = Journal.create()
+    entries = [Entry(9, 1, 4096, 8192), Entry(200, 2, 0, 1 << 40), Entry(CAPACITY - 1, 3, 0, 1)]
+    for entry in entries:
+        journal.add(entry)
+    journal.add(Entry(10, 4, 0, 1))
+    journal.clear(10)
+    successor = Journal(os.dup(journal.fd))
+    assert list(successor.entries()) == entries
+    assert successor.high == CAPACITY
+    successor.clear(9)
+    assert [entry.fd for entry in journal.entries()] == [200, CAPACITY - 1]
+    for fd in (-1, CAPACITY):
+        with pytest.raises(ValueError, match="beyond the journal"):
+            journal.add(Entry(fd, 1, 0, 1))
+    for opened in (journal, successor):
+        opened.close()
+        os.close(opened.fd)
+
+
+def test_journal_of_another_size(tmp_path: Path) -> None:
+    with open(tmp_path / "file", "w+b") as file, pytest.raises(ValueError, match="journal of 0 bytes"):
+        Journal(file.fileno())
+
+
+def test_journaled_numbers_are_reserved() -> None:
+    """In a process of its own: the numbers are taken, and a handed-down descriptor that has one is moved."""
+    script = """
+import os, sys
+from loader.keeper.journal import Entry, Journal
+from loader.keeper.plane_fanotify import JOURNAL, reserve_journaled
+journal = Journal.create()
+note = os.memfd_create("note")
+os.write(note, b"kept")
+numbers = {note, journal.fd, 40, 41}
+for number in numbers:
+    journal.add(Entry(number, 1, 0, 1))
+fds = {JOURNAL: journal.fd, "note": note}
+reserve_journaled(fds)
+assert not set(fds.values()) & numbers, fds
+assert os.pread(fds["note"], 9, 0) == b"kept"
+assert {entry.fd for entry in Journal(fds[JOURNAL]).entries()} == numbers
+null = os.stat("/dev/null").st_rdev
+assert all(os.fstat(number).st_rdev == null for number in numbers)
+assert os.dup(0) not in numbers
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parent.parent)
+
+
+def test_nothing_to_reserve() -> None:
+    before = sorted(Path("/proc/self/fd").iterdir())
+    reserve_journaled({"group": 5})
+    assert sorted(Path("/proc/self/fd").iterdir()) == before
+    assert JOURNAL == "journal"
+
+
+# Descriptor store
+
+
+def test_store_and_remove(tmp_path: Path) -> None:
+    address = tmp_path / "notify"
+    fds: dict[str, int] = {}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(str(address))
+        store = FdStore(str(address))
+        note = os.memfd_create("note")
+        os.write(note, b"kept")
+        for _ in range(2):  # the second replaces the first
+            store.store("note", note)
+            data, received = receive_with_fds(server, 4096)
+            apply(fds, parse_fields(data), received)
+        os.close(note)
+        assert os.pread(fds["note"], 9, 0) == b"kept"
+        assert not os.get_inheritable(fds["note"])
+        store.notify("READY=1\nnonsense\nSTATUS=a=b")
+        assert parse_fields(receive_with_fds(server, 4096)[0]) == {"READY": "1", "STATUS": "a=b"}
+        store.remove("note")
+        apply(fds, parse_fields(server.recv(4096)), [])
+        assert fds == {}
+        store.close()
+    store.notify("READY=1")  # closed: no-op
+    FdStore(None).store("note", -1)
+
+
+def test_descriptors_without_a_name_are_closed() -> None:
+    extra = os.memfd_create("extra")
+    apply({}, {"FDSTORE": "1"}, [extra])
+    with pytest.raises(OSError):
+        os.fstat(extra)
+
+
+def test_listen_fds() -> None:
+    first, second = os.memfd_create("a"), os.memfd_create("b")
+    environment = {"EROFS_LOADER_FDS": to_environment({"group": first, "f12": second}), "LISTEN_PID": "1"}
+    assert listen_fds(environment, os.getpid()) == {"group": first, "f12": second}
+    assert environment == {}
+    os.close(first)
+    os.close(second)
+
+
+def test_listen_fds_of_systemd() -> None:
+    script = """
+import os
+from loader.keeper.fdstore import listen_fds
+environment = {"LISTEN_FDS": "2", "LISTEN_FDNAMES": "group:journal", "LISTEN_PID": str(os.getpid())}
+for number in (3, 4):
+    os.dup2(0, number)
+assert listen_fds(environment, os.getpid()) == {"group": 3, "journal": 4}
+assert listen_fds({"LISTEN_FDS": "2", "LISTEN_FDNAMES": "a:b", "LISTEN_PID": "1"}, os.getpid()) == {}
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parent.parent)
+
+
+# State
+
+
+def test_state_is_read_back(tmp_path: Path) -> None:
+    state = State.load(tmp_path)
+    item = state.new_object("fanotify", path="/x", form="decoded", size=5)
+    state.mounts["/mnt"] = MountRecord("/mnt", "fanotify", "/meta", objects=[item.id])
+    state.fenced.append({"target": "/old"})
+    state.save()
+    again = State.load(tmp_path)
+    assert again == state
+    assert again.objects[item.id].holes_read_as_zeros
+    assert again.new_object("fanotify").id == item.id + 1
+    again.drop_gone_mounts(set())
+    assert again.mounts == {}
+
+
+def test_state_of_another_boot_is_forgotten(tmp_path: Path) -> None:
+    state = State.load(tmp_path)
+    state.new_object("fanotify")
+    state.boot_id = "another"
+    state.save()
+    assert State.load(tmp_path).objects == {}
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"version": 1}', "{"])
+def test_damaged_state_is_an_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "keeper.json").write_text(text)
+    with pytest.raises(RuntimeError, match="damaged"):
+        State.load(tmp_path)
+
+
+def test_state_that_cannot_be_written_stays_whole(tmp_path: Path) -> None:
+    state = State.load(tmp_path)
+    state.save()
+    before = state.path.read_text()
+    state.fenced.append({"not json": b"bytes"})
+    with pytest.raises(TypeError):
+        state.save()
+    assert state.path.read_text() == before
+
+
+def test_config_survives_json() -> None:
+    config = KeeperConfig(
+        root=Path("/r"), worker_env={"A": "b"}, cachefiles_dir=Path("/c"), cachefiles_limits={"brun": 9}
+    )
+    assert KeeperConfig.from_json(config.to_json()) == config
+    assert json.loads(config.to_json())["root"] == "/r"
+    for wrong in ({"plane": "nbd"}, {"on_stop": "explode"}):
+        with pytest.raises(ValueError, match="expected one of|on_stop"):
+            KeeperConfig(**wrong)  # type: ignore[arg-type]
+
+
+# Requests
+
+
+def test_table_gives_each_request_once() -> None:
+    table = RequestTable()
+    first, second = table.add(1, 0, 4096, 9), table.add(2, 0, 0, 10, opening=True)
+    assert [pending.id for pending in table] == [first.id, second.id]
+    assert table.take(first.id) is first
+    assert table.take(first.id) is None
+    assert table.take_object(1) == []
+    assert second.describe()["what"] == "OPEN"
+    assert table.take_older(60) == []
+    second.since = time.monotonic() - 61
+    assert table.take_older(60) == [second]
+    assert len(table) == 0
+    third = table.add(3, 0, 1, 1)
+    assert third.id > second.id
+    assert table.take_all() == [third]
+
+
+def test_holes(tmp_path: Path) -> None:
+    path = tmp_path / "sparse"
+    path.touch()
+    os.truncate(path, 1 << 20)
+    fd = os.open(path, os.O_RDWR)
+    os.pwrite(fd, b"x" * 8192, 65536)
+    assert not has_hole(fd, 65536, 8192)
+    assert not has_hole(fd, 65536 + 4096, 4096)
+    assert has_hole(fd, 65536, 8193)
+    assert has_hole(fd, 0, 4096)
+    assert has_hole(fd, 1 << 20, 1)
+    assert not has_hole(fd, 0, 0)
+    os.close(fd)
+
+
+# Supervisor
+
+
+def test_one_daemon_a_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "_LOCK_PATIENCE", 0.1)
+    held = supervisor._lock(tmp_path)
+    with pytest.raises(BusyError, match="another daemon"):
+        supervisor.run(KeeperConfig(root=tmp_path, socket=tmp_path / "control.sock"))
+    os.close(held)
