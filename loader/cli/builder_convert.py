@@ -13,6 +13,7 @@ from loader.artifact import descriptor_to_json
 from loader.cli.bars import progress_bars
 from loader.cli.builder_options import config_option, registry_config
 from loader.cli.common import human_size, insecure_option, json_option, print_json, print_table
+from loader.convert.assemble import PAYLOAD_LEVEL
 from loader.convert.convert import Converted, ConvertedLayer, Request, Result
 from loader.convert.convert import convert as convert_image
 
@@ -30,6 +31,13 @@ from loader.convert.convert import convert as convert_image
     "--level", type=click.IntRange(1, 19), default=DEFAULT_LEVEL, show_default=True, help="zstd level of the data."
 )
 @click.option(
+    "--metadata-level",
+    type=click.IntRange(1, 22),
+    default=PAYLOAD_LEVEL,
+    show_default=True,
+    help="zstd level of the metadata; 19 for images that many nodes will mount.",
+)
+@click.option(
     "--threads", type=click.IntRange(1, 64), default=min(os.cpu_count() or 1, 16), help="Compressing threads."
 )
 @insecure_option
@@ -41,6 +49,7 @@ def convert(
     platform: str | None,
     base: str | None,
     level: int,
+    metadata_level: int,
     threads: int,
     insecure: bool,
     config: str | None,
@@ -52,7 +61,7 @@ def convert(
     oci:DIR[:TAG]. The artifact refers to the source image, which stays as it is: where both are in one repository,
     either name mounts.
     """
-    request = Request(source, target, platform, base, Options(level=level, threads=threads))
+    request = Request(source, target, platform, base, Options(level=level, threads=threads), metadata_level)
     result = convert_image(request, registry_config(config, insecure), progress_bars(quiet=as_json))
     if as_json:
         print_json(_document(result))

@@ -26,8 +26,8 @@ from loader.artifact import (
 )
 from loader.registry.base import Descriptor
 
-# 18 against 19: half of the time for 1 % more bytes on a Debian root; nothing above 19 gains.
-PAYLOAD_LEVEL = 18
+# On a Debian root of 17,391 inodes: 9 takes 0.05 s for both forms and gives 24 bytes an inode, 18 takes 0.9 s for 21.8.
+PAYLOAD_LEVEL = 9
 _CONTENTS_LEVEL = 3  # most of it is digests, which do not compress at any level
 
 
@@ -46,7 +46,7 @@ def assemble(
     layers: Sequence[Layer],
     subject: Descriptor | None,
     base_contents: Sequence[tuple[Blob, Contents]] = (),
-    annotations: dict[str, str] | None = None,
+    level: int = PAYLOAD_LEVEL,
 ) -> Assembled:
     """Flatten the layers and write everything but the data blobs."""
     root = flatten(layers)
@@ -59,7 +59,7 @@ def assemble(
             used[form] = metadata.blobs
             tables = [blob.table for blob in metadata.blobs if blob.table is not None]
             payload = encode_payload(form, metadata.erofs, tables)
-            futures[form] = pool.submit(_compressed, payload, PAYLOAD_LEVEL), len(payload)
+            futures[form] = pool.submit(_compressed, payload, level), len(payload)
         parts = {form: (future.result(), size) for form, (future, size) in futures.items()}
     blobs = used[Form.ENCODED]
     if blobs != used[Form.DECODED]:
@@ -73,7 +73,7 @@ def assemble(
         metadata={form: _describe_payload(form, data, size) for form, (data, size) in parts.items()},
         contents=Descriptor(CONTENTS_TYPE, Digest.of(index), len(index)),
         subject=subject,
-        annotations={**(annotations or {}), INODES_ANNOTATION: str(inodes)},
+        annotations={INODES_ANNOTATION: str(inodes)},
     )
     return Assembled(artifact, tuple(blobs), documents, inodes, file_bytes)
 

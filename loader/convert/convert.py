@@ -13,7 +13,7 @@ from erofs_builder.layer import Layer, Options
 from erofs_builder.packer import Base
 from erofs_builder.rootfs import build_rootfs
 from loader.artifact import ARTIFACT_TYPE, INDEX_TYPE, descriptor_to_json
-from loader.convert.assemble import Assembled, assemble
+from loader.convert.assemble import PAYLOAD_LEVEL, Assembled, assemble
 from loader.convert.base import BaseArtifact, load_base
 from loader.convert.layers import blob_path, convert_layer
 from loader.convert.progress import NoProgress, Progress
@@ -37,6 +37,7 @@ class Request:
     platform: str | None = None
     base: str | None = None
     options: Options = field(default_factory=Options)
+    metadata_level: int = PAYLOAD_LEVEL  # zstd
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +171,7 @@ class _Conversion:
     ) -> Converted:
         base = self.base.blobs if self.base else ()
         with self._progress.task("metadata", None):
-            assembled = assemble([item.layer for item in layers], subject, base)
+            assembled = assemble([item.layer for item in layers], subject, base, self._request.metadata_level)
         files = {item.layer.blob.digest: item.file for item in layers if item.layer.blob}
         base_source = self.base.source if self.base else None
         published = publish(assembled, files, base_source, self._target, tag, self._progress)

@@ -110,8 +110,11 @@ class Layout:
     # ImageTarget
 
     def has_blob(self, digest: Digest) -> bool:
-        """Whether a blob is there."""
-        return self._blob_path(digest).is_file()
+        """Whether a blob is there. One that a power cut left empty is not."""
+        try:
+            return self._blob_path(digest).stat().st_size > 0 or digest == Digest.of(b"")
+        except OSError:
+            return False
 
     def put_blob(self, descriptor: Descriptor, chunks: Iterator[bytes]) -> None:
         """Store a blob; it appears whole and checked, or not at all."""
@@ -283,14 +286,16 @@ def _index_order(entry: dict[str, object]) -> tuple[str, str]:
 
 @contextmanager
 def _atomic(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes its place only once it is whole and on disk."""
+    """A file that takes its place only once it is whole.
+
+    Not synced: every blob is checked when it is read, and one flush would wait for all the blobs just written.
+    """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fchmod(file.fileno(), 0o644)
-            os.fdatasync(file.fileno())
         Path(name).rename(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
