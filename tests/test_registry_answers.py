@@ -24,6 +24,13 @@ DIGEST = Digest.of(BLOB)
 DESCRIPTOR = Descriptor("application/octet-stream", DIGEST, len(BLOB))
 MANIFEST = json.dumps({"schemaVersion": 2, "config": {}, "layers": []}).encode()
 HOST = "registry.example"
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loader.registry.patience.FIRST_PAUSE", 0.0)
+
+
 BLOB_URL = f"https://{HOST}/v2/a/b/blobs/{DIGEST}"
 Handler = Callable[[HttpRequest], FakeResponse]
 
@@ -188,6 +195,16 @@ def test_wrong_blob(body: bytes, error: type[Exception]) -> None:
         stream.read()
     with pytest.raises(error):
         registry.blob(DESCRIPTOR)
+
+
+def test_a_busy_registry_is_asked_again() -> None:
+    answers = iter([429, 503, 200])
+    registry, transport = client(lambda request: FakeResponse(next(answers), MANIFEST))
+    assert registry.resolve("tag").digest == Digest.of(MANIFEST)
+    registry, transport = client(lambda request: FakeResponse(503))
+    with pytest.raises(TransientRegistryError):
+        registry.resolve("tag")
+    assert len(transport.requests) == 5
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"[" * 100_000])

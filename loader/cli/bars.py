@@ -59,13 +59,14 @@ class _Bar:
 
     def finish(self) -> None:
         seconds = time.monotonic() - self._started
-        self._stream.write(f"{_CLEAR}{self._label}  {human_size(self._done)} in {seconds:.1f} s\n")
+        amount = f"  {human_size(self._done)}" if self._done else ""
+        self._stream.write(f"{_CLEAR}{self._label}{amount} in {seconds:.1f} s\n")
         self._stream.flush()
 
     def _draw(self, now: float) -> None:
         self._drawn = now
         rate = self._done / max(now - self._started, 1e-3)
-        line = f"{self._label}  {human_size(self._done)}"
+        line = f"{self._label}  {human_size(self._done)}" if self._done else f"{self._label} …"
         if self._total:
             share = min(self._done / self._total, 1.0)
             filled = int(share * _WIDTH)

@@ -17,7 +17,7 @@ from loader.convert.assemble import PAYLOAD_LEVEL, Assembled, assemble
 from loader.convert.base import BaseArtifact, load_base
 from loader.convert.layers import blob_path, convert_layer
 from loader.convert.progress import NoProgress, Progress
-from loader.convert.publish import Published, publish, retried
+from loader.convert.publish import Published, publish
 from loader.convert.source import ALL_PLATFORMS, SourceImage, SourceLayer, load_source
 from loader.errors import NotFoundError, UsageError
 from loader.registry.base import Descriptor, ImageTarget
@@ -25,6 +25,7 @@ from loader.registry.config import RegistryConfig
 from loader.registry.documents import encode_index
 from loader.registry.layout import Layout
 from loader.registry.open import check_target, open_image, open_reference, open_target
+from loader.registry.patience import patiently
 from loader.registry.reference import RootfsReference, parse_reference
 
 
@@ -192,4 +193,4 @@ def _publish_index(
     ]
     bare = Descriptor(subject.media_type, subject.digest, subject.size)
     data = encode_index(entries, artifactType=ARTIFACT_TYPE, subject=descriptor_to_json(bare))
-    return retried(lambda: target.put_manifest(INDEX_TYPE, data, tag))
+    return patiently(lambda: target.put_manifest(INDEX_TYPE, data, tag))

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from erofs_builder.digest import Digest
 from loader.artifact import EMPTY_CONFIG, MANIFEST_TYPE
 from loader.convert.assemble import Assembled
 from loader.convert.progress import Progress
-from loader.errors import LoaderError, TransientRegistryError
+from loader.errors import LoaderError
 from loader.registry.base import Descriptor, ImageSource, ImageTarget
 from loader.registry.client import Registry
+from loader.registry.patience import patiently
 from loader.registry.streams import CHUNK
-
-T = TypeVar("T")
-_ATTEMPTS = 5
-_FIRST_PAUSE = 0.5  # seconds; doubles
 
 
 @runtime_checkable
@@ -57,13 +53,13 @@ def publish(
         descriptor = Descriptor("application/octet-stream", digest, len(data))
         how[digest] = _put_bytes(descriptor, data, target)
     manifest = artifact.encode()
-    return Published(retried(lambda: target.put_manifest(MANIFEST_TYPE, manifest, tag)), how)
+    return Published(patiently(lambda: target.put_manifest(MANIFEST_TYPE, manifest, tag)), how)
 
 
 def _put_data(
     blob: Descriptor, file: Path | None, base: ImageSource | None, target: ImageTarget, progress: Progress
 ) -> str:
-    if retried(lambda: target.has_blob(blob.digest)):
+    if patiently(lambda: target.has_blob(blob.digest)):
         return "there"
     if file is None:
         return _put_base_blob(blob, base, target, progress)
@@ -75,7 +71,7 @@ def _put_data(
         with progress.task(f"upload {blob.digest.hex[:12]}", blob.size) as task:
             target.put_blob(blob, _file_chunks(file, task.advance))
 
-    retried(upload)
+    patiently(upload)
     return "uploaded"
 
 
@@ -84,14 +80,14 @@ def _put_base_blob(blob: Descriptor, base: ImageSource | None, target: ImageTarg
     if base is None:
         raise LoaderError(f"blob {blob.digest} is neither at hand nor in the target")
     same = isinstance(base, Registry) and isinstance(target, Registry) and base.host == target.host
-    if same and retried(lambda: _link(base, target, blob)):
+    if same and patiently(lambda: _link(base, target, blob)):
         return "linked"
 
     def copy() -> None:
         with progress.task(f"copy {blob.digest.hex[:12]}", blob.size) as task, base.open_blob(blob) as stream:
             target.put_blob(blob, _stream_chunks(stream.read, task.advance))
 
-    retried(copy)
+    patiently(copy)
     return "copied"
 
 
@@ -101,22 +97,10 @@ def _link(base: ImageSource, target: ImageTarget, blob: Descriptor) -> bool:
 
 
 def _put_bytes(descriptor: Descriptor, data: bytes, target: ImageTarget) -> str:
-    if retried(lambda: target.has_blob(descriptor.digest)):
+    if patiently(lambda: target.has_blob(descriptor.digest)):
         return "there"
-    retried(lambda: target.put_blob(descriptor, iter((data,))))
+    patiently(lambda: target.put_blob(descriptor, iter((data,))))
     return "uploaded"
-
-
-def retried(call: Callable[[], T]) -> T:
-    """Call again while the registry says that it may work later."""
-    pause = _FIRST_PAUSE
-    for _ in range(_ATTEMPTS - 1):
-        try:
-            return call()
-        except TransientRegistryError as error:
-            time.sleep(min(max(pause, error.retry_after or 0.0), 60.0))
-            pause *= 2
-    return call()
 
 
 def _file_chunks(file: Path, advance: Callable[[int], None]) -> Iterator[bytes]:

@@ -19,6 +19,7 @@ from loader.registry.config import RegistryConfig
 from loader.registry.credentials import Keychain
 from loader.registry.documents import ACCEPT, MANIFEST_LIMIT, describe_manifest, fallback_tag, index_entries
 from loader.registry.endpoint import Endpoint
+from loader.registry.patience import patiently
 from loader.registry.status import error_of
 from loader.registry.streams import read_exactly, verified_stream
 from loader.registry.transport import HttpResponse, PooledTransport, Transport
@@ -88,7 +89,7 @@ class Registry:
         def open_at(position: int) -> HttpResponse:
             return self._read(lambda endpoint: endpoint.open_blob(digest, position), digest)
 
-        return verified_stream(open_at(0), digest, descriptor.size, f"{self}@{digest}", open_at)
+        return verified_stream(patiently(lambda: open_at(0)), digest, descriptor.size, f"{self}@{digest}", open_at)
 
     def read_range(self, digest: Digest, offset: int, length: int) -> bytes:
         """Exactly `length` bytes of a blob at `offset`, unverified."""
@@ -103,7 +104,7 @@ class Registry:
 
     def referrers(self, subject: Digest, artifact_type: str) -> list[Descriptor]:
         """By the referrers API, else by the fallback tag. The exact type only."""
-        found = self._read(lambda endpoint: _referrers_at(endpoint, subject, artifact_type))
+        found = patiently(lambda: self._read(lambda endpoint: _referrers_at(endpoint, subject, artifact_type)))
         return [entry for entry in found if entry.artifact_type == artifact_type]
 
     def close(self) -> None:
@@ -170,7 +171,7 @@ class Registry:
                 self._lacking.popitem(last=False)
 
     def _fetch_manifest(self, reference: str, wanted: Digest | None) -> tuple[Descriptor, bytes]:
-        return self._read(lambda endpoint: self._manifest_at(endpoint, reference, wanted), wanted)
+        return patiently(lambda: self._read(lambda endpoint: self._manifest_at(endpoint, reference, wanted), wanted))
 
     def _manifest_at(self, endpoint: Endpoint, reference: str, wanted: Digest | None) -> tuple[Descriptor, bytes]:
         what = f"{endpoint}{'@' if wanted else ':'}{reference}"

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, Protocol
 from erofs_builder.digest import Digest
 from erofs_builder.errors import IntegrityError
 from loader.errors import TransientRegistryError
+from loader.registry.patience import ATTEMPTS, pause
 
 CHUNK = 1 << 20
 
@@ -22,11 +23,24 @@ class Readable(Protocol):
     def close(self) -> None: ...
 
 
+class _Failed:
+    """Stands for a stream that could not be opened."""
+
+    def __init__(self, error: TransientRegistryError) -> None:
+        self._error = error
+
+    def read(self, amount: int, /) -> bytes:
+        raise self._error
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 class VerifyingReader(io.RawIOBase):
     """Passes a blob's bytes on; its end is IntegrityError if they were not of the digest or longer than the size.
 
-    `reopen(position)` gives the rest of the blob after the source broke off; it is asked up to three times in a row
-    without progress, so that one lost connection does not throw a large download away.
+    `reopen(position)` gives the rest of the blob after the source broke off; it is asked a few times
+    in a row, so that one lost connection does not throw a large download away.
     """
 
     def __init__(
@@ -75,12 +89,19 @@ class VerifyingReader(io.RawIOBase):
                 if data or self._position >= self._size:
                     return data
                 raise TransientRegistryError(f"{self._what}: ended after {self._position} of {self._size} bytes")
-            except TransientRegistryError:
+            except TransientRegistryError as error:
                 self._failures += 1
-                if self._reopen is None or self._failures > 3:
+                if self._reopen is None or self._failures >= ATTEMPTS:
                     raise
-                self._raw.close()
-                self._raw = self._reopen(self._position)
+                pause(self._failures - 1, error)
+                self._go_on(self._reopen)
+
+    def _go_on(self, reopen: Callable[[int], Readable]) -> None:
+        self._raw.close()
+        try:
+            self._raw = reopen(self._position)
+        except TransientRegistryError as error:
+            self._raw = _Failed(error)  # counts as one more failure
 
     def _check_end(self) -> None:
         found = Digest(self._hash.digest())
