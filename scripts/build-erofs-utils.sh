@@ -36,7 +36,9 @@ check_packages() {
 }
 
 private_apt() {
+    # A mirror may be a snapshot: how fresh its list is does not matter for one source package.
     apt-get -q -o Dir::Etc::sourcelist="$work/sources.list" -o Dir::Etc::sourceparts=- \
+        -o Acquire::Check-Valid-Until=false \
         -o Dir::State::lists="$work/lists" -o Dir::Cache="$work/cache" -o APT::Sandbox::User=root "$@" >&2
 }
 
