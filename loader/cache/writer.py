@@ -32,7 +32,7 @@ class Writer:
     def descriptor(self) -> Iterator[int]:
         """The descriptor, held open meanwhile."""
         with self._lock:
-            if not self._users:
+            if not self._owned:
                 raise OSError(errno.EBADF, "the cache file was closed")
             self._users += 1
         try:

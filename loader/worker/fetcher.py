@@ -72,7 +72,7 @@ class Fetcher:
         table = first.file.table
         offset = table[first.frame].encoded_offset
         length = table[last.frame].encoded_offset + table[last.frame].encoded_size - offset
-        source = self._sources.choose(first.file.blob, first.attempts - 1)
+        source = self._sources.choose(first.file.blob)
         if source is None:
             log.error("%s: no image that holds this blob is known any more", first.file)
             self._flights.fail(run.flights, errno.EIO)
@@ -139,6 +139,7 @@ class Fetcher:
     def _refused(self, flights: list[Flight], source: str, error: Exception) -> None:
         """Bytes are wrong or not there: ask the other sources, then believe it."""
         self._note(source, error)
+        self._sources.blame(source)
         rounds = MAX_REFUSALS * max(1, self._sources.count(flights[0].file.blob))
         for flight in flights:
             flight.refusals += 1

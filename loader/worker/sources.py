@@ -39,15 +39,17 @@ class Sources:
     def count(self, blob: Digest) -> int:
         return len(self._by_blob.get(blob, ()))
 
-    def choose(self, blob: Digest, attempt: int) -> str | None:
-        """The source for the given attempt (from 0); None if no source is known."""
+    def choose(self, blob: Digest) -> str | None:
+        """The source to ask next: one that did not fail lately, else the one whose failure is longest ago; or None."""
         with self._lock:
-            known = self._by_blob.get(blob)
-            if not known:
-                return None
-            now = time.monotonic()
-            healthy = sorted(known, key=lambda source: self._failed.get(source, 0.0) > now - PENALTY)
-        return healthy[attempt % len(healthy)]
+            recent = time.monotonic() - PENALTY
+            failed = {source: at for source, at in self._failed.items() if at > recent}
+            return min(self._by_blob.get(blob, ()), key=lambda source: failed.get(source, 0.0), default=None)
+
+    def blame(self, source: str) -> None:
+        """What the source sent was wrong."""
+        with self._lock:
+            self._failed[source] = time.monotonic()
 
     def open(self, source: str) -> ImageSource:
         """The opened repository; raises what opening raises."""
@@ -68,8 +70,7 @@ class Sources:
             if len(data) != length:
                 raise NotFoundError(f"{source}: {len(data)} bytes of {blob} at {offset}, expected {length}")
         except Exception:
-            with self._lock:
-                self._failed[source] = time.monotonic()
+            self.blame(source)
             raise
         return data
 
