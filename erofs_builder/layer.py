@@ -15,7 +15,8 @@ from erofs_builder.contents import Contents
 from erofs_builder.decompress import Stream, plain_chunks
 from erofs_builder.errors import FormatError, TarError, UnsupportedError
 from erofs_builder.model import Blob, Node
-from erofs_builder.packer import Base, FileRef, Packer
+from erofs_builder.packer import Packer
+from erofs_builder.pieces import Base, FileRef
 from erofs_builder.tarstream import TarEntry, TarReader
 
 _NAME_LIMIT = 255
@@ -29,6 +30,7 @@ _TYPES = {
     tarstream.DIRECTORY: stat.S_IFDIR,
     tarstream.FIFO: stat.S_IFIFO,
 }
+_EQUAL_LIMIT = 1 << 16
 _WHITEOUT = b".wh."
 # aufs' own bookkeeping (plnk, orph, aufs) is never part of the content.
 _AUFS = re.compile(rb"(?:^|/)\.wh\.\.wh\.(?!\.opq\Z)")
@@ -74,7 +76,7 @@ def build_layer(
 
     The stream is read to its end, whatever lies behind the archive, by a thread of its own. `blob_out.write` gets the
     blob in order; nothing is written for a layer without file data. `base` maps content to pieces of blobs that exist
-    elsewhere (`packer.base_pieces`); those are left out here. `on_progress` is called with each entry's size.
+    elsewhere (`pieces.base_pieces`); those are left out here. `on_progress` is called with each entry's size.
 
     Raises TarError (malformed or cut off), UnsupportedError (what EROFS cannot hold).
     """
@@ -99,7 +101,9 @@ class LayerBuilder:
     def __init__(self, packer: Packer) -> None:
         self._packer = packer
         self._entries: list[Entry] = []
-        self._files: list[tuple[Node, FileRef]] = []
+        self._files: list[Node] = []
+        self._places: list[FileRef] = []
+        self._equal: dict[int, int] = {}
 
     def add_tar(self, entry: TarEntry, reader: TarReader) -> None:
         """Take in one tar entry and its data."""
@@ -113,6 +117,10 @@ class LayerBuilder:
             self._entries.append(Entry(path, None))
             return
         node = _node(entry, path)
+        # Modes and times recur; a million nodes need not hold a million equal numbers.
+        node.mode = self._equal.setdefault(node.mode, node.mode)
+        if len(self._equal) < _EQUAL_LIMIT:
+            node.mtime = self._equal.setdefault(node.mtime, node.mtime)
         if entry.kind == tarstream.REGULAR:
             self.add_file(path, node, self._packer.store(path, entry.size, reader.peek(8), reader.read, entry.segments))
         else:
@@ -129,18 +137,17 @@ class LayerBuilder:
     def add_file(self, path: bytes, node: Node, file: FileRef) -> None:
         """Append a regular file whose data the packer holds."""
         self._entries.append(Entry(path, node))
-        self._files.append((node, file))
+        self._files.append(node)
+        self._places.append(file)
 
     def finish(self) -> Layer:
         """Complete the blob and give every file its extents."""
         table = self._packer.finish()
         blob = Blob(table) if table else None
-        extents = self._packer.extents(blob or Blob())
-        for node, file in self._files:
-            node.extents = extents(file)
-            node.digest = file.digest
-        self._files.clear()
-        return Layer(self._entries, blob, self._packer.contents())
+        locate = self._packer.pieces.locate(blob or Blob())
+        for node, file in zip(self._files, self._places, strict=True):
+            node.extents, node.digest = locate(file, node.size)
+        return Layer(self._entries, blob, self._packer.pieces.contents())
 
 
 def clean_path(name: bytes, offset: int = 0) -> bytes:

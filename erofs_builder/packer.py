@@ -11,64 +11,20 @@
 from __future__ import annotations
 
 import hashlib
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
 
 from erofs_builder.blob import BlobWriter, Buffer
-from erofs_builder.contents import Contents
-from erofs_builder.digest import Digest
-from erofs_builder.errors import ArtifactError
 from erofs_builder.frames import BLOCK, FrameTable
 from erofs_builder.kinds import SMALLEST_PIECE, Kind, classify
-from erofs_builder.model import Blob, Extent
 from erofs_builder.pax import Segments
+from erofs_builder.pieces import HOLE, Base, CutFile, FileRef, Pieces
 
-EMPTY_DIGEST = hashlib.sha256(b"").digest()
 _ZEROS = bytes(1 << 20)
-_HOLE = -1
 
 Read = Callable[[int], Buffer]
 
 
-class BasePiece(NamedTuple):
-    """A piece that a blob of the base holds."""
-
-    blob: Blob
-    frame: int
-    offset: int  # bytes
-    length: int
-
-
-Base = Mapping[bytes, BasePiece]  # sha256 → where
-
-
-def base_pieces(index: Iterable[tuple[Digest, Contents]], blobs: Mapping[Digest, Blob]) -> Base:
-    """What the base's blobs hold, for `Packer`: its content index, and its blobs (complete, `from_base`) by digest.
-
-    ArtifactError if the index names places that a blob's frame table does not have. Blobs that the index names and the
-    base does not have are passed over.
-    """
-    found: dict[bytes, BasePiece] = {}
-    for digest, contents in index:
-        blob = blobs.get(digest)
-        if blob is None or blob.table is None:
-            continue
-        for piece in contents:
-            if piece.frame >= len(blob.table) or piece.offset + piece.length > blob.table[piece.frame].decoded_size:
-                raise ArtifactError(f"content index: blob {digest} has no {piece.length} bytes in frame {piece.frame}")
-            known = found.get(piece.digest)
-            if known is None or (known.offset and not piece.offset):
-                found[piece.digest] = BasePiece(blob, piece.frame, piece.offset, piece.length)
-    return found
-
-
-class FileRef(NamedTuple):
-    """Where a file's bytes are, while the blob is written: its pieces by number, or _HOLE, and their lengths."""
-
-    runs: tuple[int, ...]
-    lengths: tuple[int, ...]
-    digest: bytes | None  # of files that are one piece; to hash the others whole too would hash most bytes twice
+EMPTY = CutFile((), ())
 
 
 class _Bin:
@@ -90,25 +46,16 @@ class Packer:
         self._bins: dict[Kind, _Bin] = {}
         self._bin_count = 0
         self._bin_frames: dict[int, int] = {}  # a bin's number → its frame's
-        self._known: dict[bytes, int] = {}
-        self._known_at_start: dict[bytes, int] = {}  # second copies of content that is known inside a frame only
-        self._frames = array("q")  # of a piece; -1 - bin while that is open; base pieces: 0
-        self._offsets = array("I")
-        self._lengths = array("I")
-        self._digests = bytearray()
-        self._in_base: dict[int, BasePiece] = {}
+        self.pieces = Pieces()
 
     def store(self, path: bytes, size: int, head: bytes, read: Read, segments: Segments | None = None) -> FileRef:
         """Take in one file. `read(n)` gives its next n stored bytes; with `segments`, only those are stored."""
         if size == 0:
-            return FileRef((), (), EMPTY_DIGEST)
+            return EMPTY
         kind = classify(path, head)
         if size <= SMALLEST_PIECE or size <= kind.piece + kind.piece // 2:
-            data = read(size) if segments is None else _assemble(0, size, iter(segments), read)
-            digest = hashlib.sha256(data).digest()
-            if _is_zero(data):
-                return FileRef((_HOLE,), (size,), digest)
-            return FileRef((self._piece(data, digest, kind, packed=True),), (size,), digest)
+            data = read(size) if segments is None else _Segments(segments, read).assemble(0, size)
+            return HOLE if _is_zero(data) else self._piece(data, kind, packed=True)
         return self._store_pieces(size, kind, read, segments)
 
     def _store_pieces(self, size: int, kind: Kind, read: Read, segments: Segments | None) -> FileRef:
@@ -119,49 +66,27 @@ class Packer:
                 if runs and runs[-1] < 0:
                     lengths[-1] += length
                     continue
-                runs.append(_HOLE)
+                runs.append(HOLE)
             else:
-                runs.append(self._piece(data, hashlib.sha256(data).digest(), kind, packed=False))
+                runs.append(self._piece(data, kind, packed=False))
             lengths.append(length)
-        return FileRef(tuple(runs), tuple(lengths), None)
+        return CutFile(tuple(runs), tuple(lengths))
 
-    def _piece(self, data: Buffer, digest: bytes, kind: Kind, *, packed: bool) -> int:
+    def _piece(self, data: Buffer, kind: Kind, *, packed: bool) -> int:
         """The number of the piece with this content, stored now unless it is there already."""
-        known = self._known.get(digest)
-        if known is None:
-            known = self._base_piece(digest, len(data))
-        if known is not None and not packed and self._offsets[known]:
-            known = self._known_at_start.get(digest)  # a piece of a cut file must start its frame
+        digest = hashlib.sha256(data).digest()
+        known = self.pieces.find(digest, at_start=not packed)
         if known is not None:
             return known
-        number = len(self._lengths)
         size = len(data)
+        held = self._base.get(digest)
+        if held is not None and held.length == size and (packed or not held.offset):
+            return self.pieces.add_held(digest, held)
         if packed and size <= kind.bin // 2:
             frame, offset = self._pack(data, kind)
         else:
             frame, offset = self._writer.add(_padded(data)), 0
-        self._note(frame, offset, size, digest)
-        if digest in self._known:
-            self._known_at_start[digest] = number
-        else:
-            self._known[digest] = number
-        return number
-
-    def _note(self, frame: int, offset: int, size: int, digest: bytes) -> None:
-        self._frames.append(frame)
-        self._offsets.append(offset)
-        self._lengths.append(size)
-        self._digests += digest
-
-    def _base_piece(self, digest: bytes, size: int) -> int | None:
-        piece = self._base.get(digest)
-        if piece is None or piece.length != size:
-            return None
-        number = len(self._lengths)
-        self._note(piece.frame, piece.offset, size, digest)
-        self._in_base[number] = piece
-        self._known[digest] = number
-        return number
+        return self.pieces.add(digest, frame, offset, size)
 
     def _pack(self, data: Buffer, kind: Kind) -> tuple[int, int]:
         size = len(data)
@@ -188,40 +113,8 @@ class Packer:
         for current in self._bins.values():
             self._close(current)
         self._bins.clear()
-        for number, frame in enumerate(self._frames):
-            if frame < 0:
-                self._frames[number] = self._bin_frames[-1 - frame]
+        self.pieces.settle(self._bin_frames)
         return self._writer.finish() if len(self._writer) else None
-
-    def contents(self) -> Contents:
-        """What this blob holds (not what the base's do). After `finish`."""
-        contents = Contents()
-        for number, (frame, offset, length) in enumerate(zip(self._frames, self._offsets, self._lengths, strict=True)):
-            if number not in self._in_base:
-                contents.append(bytes(self._digests[32 * number : 32 * number + 32]), frame, offset, length)
-        return contents
-
-    def extents(self, blob: Blob) -> Callable[[FileRef], tuple[Extent, ...]]:
-        """A function from a file to its extents, the same tuple for the same single piece. After `finish`."""
-        single: dict[int, tuple[Extent, ...]] = {}
-
-        def extent(run: int, length: int) -> Extent:
-            if run < 0:
-                return Extent(None, 0, 0, length)
-            piece = self._in_base.get(run)
-            return Extent(piece.blob if piece else blob, self._frames[run], self._offsets[run], length)
-
-        def extents(file: FileRef) -> tuple[Extent, ...]:
-            if len(file.runs) != 1:
-                return tuple(map(extent, file.runs, file.lengths))
-            run = file.runs[0]
-            if run < 0:
-                return (extent(run, file.lengths[0]),)
-            if run not in single:
-                single[run] = (extent(run, file.lengths[0]),)
-            return single[run]
-
-        return extents
 
 
 def cut(size: int, piece: int, read: Read, segments: Segments | None) -> Iterator[tuple[int, Buffer | None]]:
@@ -272,10 +165,6 @@ class _Segments:
             if not self._length:
                 self._offset, self._length = next(self._left, (0, 0))
         return content
-
-
-def _assemble(start: int, end: int, segments: Iterator[tuple[int, int]], read: Read) -> bytearray:
-    return _Segments(tuple(segments), read).assemble(start, end)
 
 
 def _padded(data: Buffer) -> Buffer:

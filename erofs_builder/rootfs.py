@@ -15,8 +15,9 @@ from erofs_builder.blob import BlobWriter, Output
 from erofs_builder.errors import FormatError
 from erofs_builder.layer import Layer, LayerBuilder, Options
 from erofs_builder.model import Node
-from erofs_builder.packer import Base, Packer
+from erofs_builder.packer import Packer
 from erofs_builder.pax import Segments
+from erofs_builder.pieces import Base
 
 # Labels of the running system, not of the image. (ACLs and capabilities are xattrs too, and kept.)
 _SKIPPED_XATTRS = (b"security.selinux", b"security.ima", b"security.evm", b"system.nfs4_acl", b"btrfs.")

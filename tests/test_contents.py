@@ -13,7 +13,7 @@ from erofs_builder.digest import Digest
 from erofs_builder.errors import ArtifactError
 from erofs_builder.hot import crc32c
 from erofs_builder.model import Blob
-from erofs_builder.packer import base_pieces
+from erofs_builder.pieces import base_pieces
 from tests.support.nodes import build
 from tests.support.tars import Tar
 

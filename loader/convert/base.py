@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from erofs_builder.contents import Contents
 from erofs_builder.model import Blob
-from erofs_builder.packer import Base, base_pieces
 from erofs_builder.payload import Form
+from erofs_builder.pieces import Base, base_pieces
 from loader.convert.load import load_contents, load_payload
 from loader.registry.base import ImageSource
 from loader.registry.find import find_artifact

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from erofs_builder.digest import Digest
 from erofs_builder.layer import Layer, Options
-from erofs_builder.packer import Base
+from erofs_builder.pieces import Base
 from erofs_builder.rootfs import build_rootfs
 from loader.artifact import ARTIFACT_TYPE, INDEX_TYPE, descriptor_to_json
 from loader.convert.assemble import PAYLOAD_LEVEL, Assembled, assemble

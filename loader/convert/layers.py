@@ -11,7 +11,7 @@ from erofs_builder.decompress import plain_chunks
 from erofs_builder.digest import Digest
 from erofs_builder.errors import FormatError, IntegrityError
 from erofs_builder.layer import Layer, Options, build_layer
-from erofs_builder.packer import Base
+from erofs_builder.pieces import Base
 from loader.convert.progress import Task
 from loader.convert.source import SourceLayer
 from loader.registry.base import ImageSource

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from erofs_builder.layer import Layer, Options, build_layer
 from erofs_builder.model import Blob, Node
-from erofs_builder.packer import Base
+from erofs_builder.pieces import Base
 from erofs_builder.tree import walk
 
 

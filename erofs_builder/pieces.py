@@ -1,0 +1,147 @@
+"""The pieces of one layer: which content lies where, in its own blob or in one of the base's.
+
+A piece is a whole small file, or one frame's worth of a larger one, known by the sha256 of its bytes. Columns
+instead of objects: 160 bytes a piece, most of it the lookup by digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from erofs_builder.contents import Contents
+from erofs_builder.digest import Digest
+from erofs_builder.errors import ArtifactError
+from erofs_builder.model import Blob, Extent
+
+HOLE = -1
+EMPTY_DIGEST = hashlib.sha256(b"").digest()
+
+
+class BasePiece(NamedTuple):
+    """A piece that a blob of the base holds."""
+
+    blob: Blob
+    frame: int
+    offset: int  # bytes
+    length: int
+
+
+Base = Mapping[bytes, BasePiece]  # sha256 → where
+
+
+def base_pieces(index: Iterable[tuple[Digest, Contents]], blobs: Mapping[Digest, Blob]) -> Base:
+    """What the base's blobs hold, for `Packer`: its content index, and its blobs (complete, `from_base`) by digest.
+
+    ArtifactError if the index names places that a blob's frame table does not have. Blobs that the index names and the
+    base does not have are passed over.
+    """
+    found: dict[bytes, BasePiece] = {}
+    for digest, contents in index:
+        blob = blobs.get(digest)
+        if blob is None or blob.table is None:
+            continue
+        for piece in contents:
+            if piece.frame >= len(blob.table) or piece.offset + piece.length > blob.table[piece.frame].decoded_size:
+                raise ArtifactError(f"content index: blob {digest} has no {piece.length} bytes in frame {piece.frame}")
+            known = found.get(piece.digest)
+            if known is None or (known.offset and not piece.offset):
+                found[piece.digest] = BasePiece(blob, piece.frame, piece.offset, piece.length)
+    return found
+
+
+class CutFile(NamedTuple):
+    """A file of several pieces: their numbers, or HOLE, and their lengths."""
+
+    runs: tuple[int, ...]
+    lengths: tuple[int, ...]
+
+
+# Where a file's bytes are, while the blob is written: the number of its only piece, HOLE, or several of them.
+FileRef = int | CutFile
+
+
+class Pieces:
+    """Filled while the blob is written; `settle` ends that."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, int] = {}
+        self._known_at_start: dict[bytes, int] = {}  # second copies of content that is known inside a frame only
+        self._frames = array("q")  # of a piece; -1 - bin while that is open
+        self._offsets = array("I")
+        self._lengths = array("I")
+        self._digests = bytearray()
+        self._held: dict[int, BasePiece] = {}  # pieces of the base's
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def find(self, digest: bytes, *, at_start: bool) -> int | None:
+        """The piece with this content; `at_start`: one that begins its frame, as a cut file's pieces must."""
+        known = self._known.get(digest)
+        if known is not None and at_start and self._offsets[known]:
+            return self._known_at_start.get(digest)
+        return known
+
+    def add(self, digest: bytes, frame: int, offset: int, length: int) -> int:
+        """Note a piece in a frame, or (negative: -1 - its number) in a bin that has no frame yet."""
+        number = len(self._frames)
+        self._frames.append(frame)
+        self._offsets.append(offset)
+        self._lengths.append(length)
+        self._digests += digest
+        if digest in self._known:
+            self._known_at_start[digest] = number
+        else:
+            self._known[digest] = number
+        return number
+
+    def add_held(self, digest: bytes, piece: BasePiece) -> int:
+        """Note a piece that a blob of the base holds."""
+        number = self.add(digest, piece.frame, piece.offset, piece.length)
+        self._held[number] = piece
+        return number
+
+    def settle(self, bin_frames: Mapping[int, int]) -> None:
+        """Nothing more comes: bins have become the frames in `bin_frames`."""
+        self._known.clear()
+        self._known_at_start.clear()
+        for number, frame in enumerate(self._frames):
+            if frame < 0:
+                self._frames[number] = bin_frames[-1 - frame]
+
+    def digest(self, number: int) -> bytes:
+        """The sha256 of a piece."""
+        return bytes(self._digests[32 * number : 32 * number + 32])
+
+    def contents(self) -> Contents:
+        """What the blob itself holds. After `settle`."""
+        contents = Contents()
+        for number, (frame, offset, length) in enumerate(zip(self._frames, self._offsets, self._lengths, strict=True)):
+            if number not in self._held:
+                contents.append(self.digest(number), frame, offset, length)
+        return contents
+
+    def locate(self, blob: Blob) -> Callable[[FileRef, int], tuple[tuple[Extent, ...], bytes | None]]:
+        """A function from a file and its size to extents and digest, shared by files of one content. After `settle`."""
+        single: list[tuple[tuple[Extent, ...], bytes | None] | None] = [None] * len(self)
+
+        def extent(number: int, length: int) -> Extent:
+            if number == HOLE:
+                return Extent(None, 0, 0, length)
+            held = self._held.get(number)
+            return Extent(held.blob if held else blob, self._frames[number], self._offsets[number], length)
+
+        def locate(file: FileRef, size: int) -> tuple[tuple[Extent, ...], bytes | None]:
+            if isinstance(file, CutFile):
+                return tuple(map(extent, file.runs, file.lengths)), None if size else EMPTY_DIGEST
+            if file == HOLE:
+                return (extent(HOLE, size),), None
+            found = single[file]
+            if found is None:
+                found = single[file] = ((extent(file, size),), self.digest(file))
+            return found
+
+        return locate
