@@ -236,6 +236,41 @@ def test_redirected_blobs(nginx_redirect: tuple[str, Path]) -> None:
     assert all(line.startswith("- ") for line in log.read_text().splitlines())
 
 
+@pytest.fixture
+def http_proxy(tmp_path: Path, host: str) -> Iterator[str]:
+    """nginx as a proxy that sends whatever it is asked for to the registry; it knows no CONNECT."""
+    port = free_port()
+    config = tmp_path / "nginx.conf"
+    config.write_text(f"""
+        user root; daemon off; pid {tmp_path}/pid; error_log {tmp_path}/error.log;
+        events {{}}
+        http {{ access_log {tmp_path}/access.log; client_max_body_size 0;
+          client_body_temp_path {tmp_path}/body; proxy_temp_path {tmp_path}/proxy;
+          server {{ listen 127.0.0.1:{port};
+            location / {{ proxy_pass http://{host}; proxy_set_header Host $host; }} }} }}""")
+    process = subprocess.Popen(["nginx", "-c", str(config), "-p", str(tmp_path)], stderr=subprocess.DEVNULL)
+    try:
+        wait_for_port(port, process)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def test_proxy_of_the_environment(http_proxy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, http_proxy)
+    registry = Registry("registry.invalid", "proxied/repo", RegistryConfig(insecure=True), keychain=Keychain([]))
+    round_trip(registry)
+    registry.close()
+    assert "/v2/proxied/repo/" in (tmp_path / "access.log").read_text()
+    monkeypatch.setenv("no_proxy", "registry.invalid")
+    registry = Registry("registry.invalid", "proxied/repo", RegistryConfig(insecure=True), keychain=Keychain([]))
+    with pytest.raises(RegistryError, match="cannot connect|resolve"):
+        registry.resolve("tag")
+    registry.close()
+
+
 def test_unreachable() -> None:
     registry = Registry(f"127.0.0.1:{free_port()}", "a/b", RegistryConfig(), keychain=Keychain([]))
     with pytest.raises(RegistryError, match="cannot connect"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +13,14 @@ from typing import Protocol, runtime_checkable
 from erofs_builder.digest import Digest
 from loader.artifact import EMPTY_CONFIG, MANIFEST_TYPE
 from loader.convert.assemble import Assembled
-from loader.convert.progress import Progress
+from loader.convert.progress import Progress, Task
 from loader.errors import LoaderError
 from loader.registry.base import Descriptor, ImageSource, ImageTarget
 from loader.registry.client import Registry
 from loader.registry.patience import patiently
 from loader.registry.streams import CHUNK
+
+_PARALLEL = 3  # uploads at a time: hides a distant registry's round trips
 
 
 @runtime_checkable
@@ -43,11 +46,17 @@ def publish(
     tag: str | None,
     progress: Progress,
 ) -> Published:
-    """Blobs first, then the small parts, the manifest last: a half-published artifact is never found."""
+    """Blobs first, several at a time, then the small parts, the manifest last: nobody finds half an artifact."""
     artifact = assembled.artifact
     how: dict[Digest, str] = {}
-    for blob in artifact.blobs:
-        how[blob.digest] = _put_data(blob, files.get(blob.digest), base, target, progress)
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        there = pool.map(lambda blob: patiently(lambda: target.has_blob(blob.digest)), artifact.blobs)
+        missing = [blob for blob, found in zip(artifact.blobs, there, strict=True) if not found]
+        how = {blob.digest: "there" for blob in artifact.blobs}
+        if missing:
+            with progress.task(f"publish {len(missing)} blobs", sum(blob.size for blob in missing)) as task:
+                put = pool.map(lambda blob: _put_data(blob, files.get(blob.digest), base, target, task), missing)
+                how |= {blob.digest: done for blob, done in zip(missing, put, strict=True)}
     small = {**assembled.documents, Digest.of(EMPTY_CONFIG): EMPTY_CONFIG}
     for digest, data in small.items():
         descriptor = Descriptor("application/octet-stream", digest, len(data))
@@ -56,35 +65,28 @@ def publish(
     return Published(patiently(lambda: target.put_manifest(MANIFEST_TYPE, manifest, tag)), how)
 
 
-def _put_data(
-    blob: Descriptor, file: Path | None, base: ImageSource | None, target: ImageTarget, progress: Progress
-) -> str:
-    if patiently(lambda: target.has_blob(blob.digest)):
-        return "there"
+def _put_data(blob: Descriptor, file: Path | None, base: ImageSource | None, target: ImageTarget, task: Task) -> str:
     if file is None:
-        return _put_base_blob(blob, base, target, progress)
+        return _put_base_blob(blob, base, target, task)
     if isinstance(target, Adopting):
         target.adopt_blob(blob.digest, file)
+        task.advance(blob.size)
         return "uploaded"
-
-    def upload() -> None:
-        with progress.task(f"upload {blob.digest.hex[:12]}", blob.size) as task:
-            target.put_blob(blob, _file_chunks(file, task.advance))
-
-    patiently(upload)
+    patiently(lambda: target.put_blob(blob, _file_chunks(file, task.advance)))
     return "uploaded"
 
 
-def _put_base_blob(blob: Descriptor, base: ImageSource | None, target: ImageTarget, progress: Progress) -> str:
+def _put_base_blob(blob: Descriptor, base: ImageSource | None, target: ImageTarget, task: Task) -> str:
     """A blob of the base's repository: linked inside of one registry, else copied."""
     if base is None:
         raise LoaderError(f"blob {blob.digest} is neither at hand nor in the target")
     same = isinstance(base, Registry) and isinstance(target, Registry) and base.host == target.host
     if same and patiently(lambda: _link(base, target, blob)):
+        task.advance(blob.size)
         return "linked"
 
     def copy() -> None:
-        with progress.task(f"copy {blob.digest.hex[:12]}", blob.size) as task, base.open_blob(blob) as stream:
+        with base.open_blob(blob) as stream:
             target.put_blob(blob, _stream_chunks(stream.read, task.advance))
 
     patiently(copy)
