@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from erofs_builder.digest import Digest
 from erofs_builder.errors import ArtifactError, FormatError, IntegrityError, TarError, UnsupportedError
 from erofs_builder.payload import Form
 from erofs_builder.tree import walk
-from loader.artifact import ARTIFACT_TYPE, BLOB_TYPE
+from loader.artifact import ARTIFACT_TYPE, BLOB_TYPE, INDEX_TYPE
 from loader.convert.check import check_artifact
 from loader.convert.convert import Request, Result, convert
 from loader.convert.progress import NoProgress
@@ -22,6 +23,7 @@ from loader.convert.survey import load_tree
 from loader.errors import LoaderError, NotFoundError, UsageError
 from loader.registry.client import Registry
 from loader.registry.config import RegistryConfig
+from loader.registry.documents import encode_index, fallback_tag
 from loader.registry.find import find_artifact
 from loader.registry.layout import Layout
 from loader.registry.open import open_image
@@ -291,6 +293,19 @@ def test_what_was_never_converted(host: str, layout: Layout) -> None:
     with pytest.raises(LoaderError):
         find_artifact(registry, "t")
     registry.close()
+
+
+def test_referrers_that_lie_or_are_gone_are_passed_over(layout: Layout) -> None:
+    image, other = add_image(layout, [TAR], "image"), add_image(layout, [UPPER], "other")
+    run(f"oci:{layout.path}:image", f"oci:{layout.path}:artifact")
+    good = layout.resolve("artifact")
+    run(f"oci:{layout.path}:other", f"oci:{layout.path}:wrong")
+    gone = replace(good, digest=Digest.of(b"gone"))
+    listed = [replace(item, artifact_type=ARTIFACT_TYPE) for item in (good, layout.resolve("wrong"), gone)]
+    layout.put_manifest(INDEX_TYPE, encode_index(listed), fallback_tag(image.digest))
+    assert layout.referrers(image.digest, ARTIFACT_TYPE)[-1].digest == gone.digest
+    assert find_artifact(layout, "image")[0].digest == good.digest
+    assert find_artifact(layout, "other")[1].subject == other
 
 
 def test_blobs_are_ordinary_zstd(layout: Layout, tmp_path: Path) -> None:

@@ -6,7 +6,14 @@ from erofs_builder.errors import ArtifactError
 from loader.artifact import ARTIFACT_TYPE, Artifact
 from loader.errors import NotFoundError
 from loader.registry.base import Descriptor, ImageSource
-from loader.registry.documents import INDEX_TYPES, host_platform, index_entries, parse_document, select_platform
+from loader.registry.documents import (
+    INDEX_TYPES,
+    host_platform,
+    index_entries,
+    parse_document,
+    select_platform,
+    subject_of,
+)
 
 
 def find_artifact(source: ImageSource, reference: str, platform: str | None = None) -> tuple[Descriptor, Artifact]:
@@ -20,21 +27,32 @@ def find_artifact(source: ImageSource, reference: str, platform: str | None = No
     artifact = _as_artifact(source, descriptor, wanted)
     if artifact is not None:
         return artifact
-    if descriptor.media_type in INDEX_TYPES:
-        for referrer in reversed(source.referrers(descriptor.digest, ARTIFACT_TYPE)):
-            artifact = _as_artifact(source, referrer, wanted)
-            if artifact is not None:
-                return artifact
+    artifact = _from_referrers(source, descriptor, wanted)
+    if artifact is None and descriptor.media_type in INDEX_TYPES:
         entries = index_entries(source.manifest(descriptor), f"{source}@{descriptor.digest}")
         descriptor = select_platform(entries, wanted, f"{source}")
-    for referrer in reversed(source.referrers(descriptor.digest, ARTIFACT_TYPE)):
-        artifact = _as_artifact(source, referrer, wanted)
-        if artifact is not None:
-            return artifact
+        artifact = _from_referrers(source, descriptor, wanted)
+    if artifact is not None:
+        return artifact
     raise NotFoundError(
         f"{source}@{descriptor.digest}: this image has no erofs-ondemand artifact",
         "convert it first: erofs-builder convert SOURCE TARGET",
     )
+
+
+def _from_referrers(source: ImageSource, subject: Descriptor, platform: str) -> tuple[Descriptor, Artifact] | None:
+    """The newest artifact that refers to an image or index. A list may name what is gone, or what refers elsewhere."""
+    for referrer in reversed(source.referrers(subject.digest, ARTIFACT_TYPE)):
+        try:
+            named = subject_of(source.manifest(referrer))
+            if named is None or named.digest != subject.digest:
+                continue
+            artifact = _as_artifact(source, referrer, platform)
+        except NotFoundError:
+            continue
+        if artifact is not None:
+            return artifact
+    return None
 
 
 def _as_artifact(source: ImageSource, descriptor: Descriptor, platform: str) -> tuple[Descriptor, Artifact] | None:
