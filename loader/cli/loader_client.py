@@ -6,6 +6,7 @@ import http.client
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -46,8 +47,9 @@ class Client:
         """The answer to one request, parsed."""
         for last in (False, True):
             try:
-                response = self._send(method, path, body, query)
-                data = response.read()
+                with closing(_Connection(self._path, self._timeout)) as connection:
+                    response = self._send(connection, method, path, body, query)
+                    data = response.read()
                 break
             except (http.client.HTTPException, ConnectionResetError, BrokenPipeError) as error:
                 # A worker that was replaced meanwhile; every operation may be repeated.
@@ -60,17 +62,19 @@ class Client:
 
     def stream(self, path: str, body: Any) -> Iterator[Any]:
         """The lines of an answer that comes in pieces."""
-        response = self._send("POST", path, body, None)
-        if response.status != 200:
-            raise _error(_parse(response.read()))
-        while line := response.readline():
-            document = _parse(line)
-            if "error" in document:
-                raise _error(document)
-            yield document
+        with closing(_Connection(self._path, self._timeout)) as connection:
+            response = self._send(connection, "POST", path, body, None)
+            if response.status != 200:
+                raise _error(_parse(response.read()))
+            while line := response.readline():
+                document = _parse(line)
+                if "error" in document:
+                    raise _error(document)
+                yield document
 
-    def _send(self, method: str, path: str, body: Any, query: dict[str, str] | None) -> http.client.HTTPResponse:
-        connection = _Connection(self._path, self._timeout)
+    def _send(
+        self, connection: _Connection, method: str, path: str, body: Any, query: dict[str, str] | None
+    ) -> http.client.HTTPResponse:
         url = path + (f"?{urlencode(query)}" if query else "")
         try:
             connection.request(method, url, json.dumps(body) if body is not None else None)

@@ -49,7 +49,13 @@ _ROUTES: dict[tuple[str, str], tuple[_Handler, dict[str, type]]] = {
     ("POST", "/v1/gc"): (lambda api, a: api.gc(**a), {"dry_run": bool, "everything": bool}),
     ("POST", "/v1/stop"): (lambda api, a: api.stop(**a), {"mode": str}),
 }
-_REQUIRED = {"/v1/images": {"image"}, "/v1/mounts": {"target"}, "/v1/prefetch": {"image"}}
+_REQUIRED = {
+    ("POST", "/v1/images"): {"image"},
+    ("DELETE", "/v1/images"): {"image"},
+    ("POST", "/v1/mounts"): {"image", "target"},
+    ("DELETE", "/v1/mounts"): {"target"},
+    ("POST", "/v1/prefetch"): {"image"},
+}
 
 
 class ControlServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
@@ -116,11 +122,12 @@ class ControlHandler(BaseHTTPRequestHandler):
 
     def _result(self) -> Any:
         url = urlsplit(self.path)
-        route = _ROUTES.get((self.command, url.path))
+        key = (self.command, url.path)
+        route = _ROUTES.get(key)
         if route is None:
             raise UsageError(f"no {self.command} {url.path}", hint="docs/control-api.md lists what there is")
         handler, types = route
-        return handler(self.server.api, _checked(self._arguments(url.query), types, url.path))
+        return handler(self.server.api, _checked(self._arguments(url.query), types, _REQUIRED.get(key, set())))
 
     def _arguments(self, query: str) -> _Arguments:
         arguments: _Arguments = dict(parse_qsl(query))
@@ -178,7 +185,7 @@ def explain(error: Exception) -> tuple[int, dict[str, Any]]:
     return _STATUS.get(code, 500), document
 
 
-def _checked(arguments: _Arguments, types: dict[str, type], path: str) -> _Arguments:
+def _checked(arguments: _Arguments, types: dict[str, type], required: set[str]) -> _Arguments:
     """The arguments, each of its type; UsageError otherwise."""
     checked: _Arguments = {}
     for name, value in arguments.items():
@@ -190,6 +197,6 @@ def _checked(arguments: _Arguments, types: dict[str, type], path: str) -> _Argum
         if not isinstance(value, types[name]) or not strings:
             raise UsageError(f"{name} is {value!r}, expected {types[name].__name__}")
         checked[name] = value
-    if types and (missing := _REQUIRED.get(path, set()) - set(checked)):
+    if missing := required - set(checked):
         raise UsageError(f"missing argument: {', '.join(sorted(missing))}")
     return checked

@@ -26,7 +26,7 @@ def sample(frames: int = 12) -> SampleBlob:
     """A blob of frames of one block each way or so, all different."""
     blob = SampleBlob()
     for number in range(frames):
-        blob.add_frames(os.urandom(3000) + bytes((number,)) * 5192, 8192)
+        blob.add_frames(os.urandom(3000) + bytes((number % 256,)) * 5192, 8192)
     blob.finish()
     return blob
 

@@ -1,0 +1,163 @@
+"""The control socket: routes, arguments, errors; through the client that the commands use, and through curl."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from erofs_builder.errors import IntegrityError
+from loader.cli.loader_client import Client
+from loader.errors import BusyError, KernelSupportError, LoaderError, NotFoundError, UsageError
+from loader.worker.api import Api
+from loader.worker.control import ControlServer
+
+
+class FakeApi(Api):
+    """Answers without a daemon."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+        self.release = threading.Event()
+
+    def status(self) -> dict[str, Any]:
+        self.release.wait(10)
+        return {"well": True}
+
+    def stats(self) -> dict[str, Any]:
+        raise IntegrityError("wrong bytes")
+
+    def images(self) -> list[dict[str, Any]]:
+        return [{"name": "a"}]
+
+    def mounts(self) -> list[dict[str, Any]]:
+        raise ZeroDivisionError("a bug")
+
+    def metrics(self) -> str:
+        return "erofs_loader_requests_total 1\n"
+
+    def mount(self, image: str, target: str, form: str | None = None) -> dict[str, Any]:
+        self.calls.append((image, target, form))
+        if image == "busy":
+            raise BusyError("in use", hint="wait")
+        return {"target": target}
+
+    def umount(self, target: str, lazy: bool = False) -> dict[str, Any]:
+        self.calls.append((target, lazy))
+        raise NotFoundError("not mounted")
+
+    def gc(self, dry_run: bool = False, everything: bool = False) -> dict[str, Any]:
+        raise KernelSupportError("no such kernel")
+
+    def prefetch(self, image: str, paths: list[str], form: str | None = None) -> Iterator[dict[str, Any]]:
+        yield {"fetched": 1, "paths": paths}
+        if image == "broken":
+            raise NotFoundError("gone")
+        yield {"fetched": 2, "finished": True}
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[Path, FakeApi]]:
+    path, api = tmp_path / "s", FakeApi()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        server = ControlServer(listener, api)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield path, api
+        api.release.set()
+        server.shutdown()
+        thread.join()
+
+
+def test_requests_reach_their_operation(served: tuple[Path, FakeApi]) -> None:
+    client = Client(served[0])
+    assert client.request("GET", "/v1/images") == [{"name": "a"}]
+    assert client.request("POST", "/v1/mounts", {"image": "i", "target": "/t"}) == {"target": "/t"}
+    with pytest.raises(NotFoundError, match="not mounted"):
+        client.request("DELETE", "/v1/mounts", query={"target": "/t", "lazy": "1"})
+    assert served[1].calls == [("i", "/t", None), ("/t", True)]
+
+
+def test_errors_keep_their_kind_and_hint(served: tuple[Path, FakeApi]) -> None:
+    client = Client(served[0])
+    with pytest.raises(BusyError, match="in use") as caught:
+        client.request("POST", "/v1/mounts", {"image": "busy", "target": "/t"})
+    assert caught.value.hint == "wait"
+    with pytest.raises(IntegrityError, match="wrong bytes"):
+        client.request("GET", "/v1/stats")
+    with pytest.raises(KernelSupportError):
+        client.request("POST", "/v1/gc", {})
+    with pytest.raises(LoaderError, match="a bug"):
+        client.request("GET", "/v1/mounts")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/v1/nothing", None),
+        ("PUT", "/v1/images", None),
+        ("POST", "/v1/mounts", {"image": "i"}),
+        ("POST", "/v1/mounts", {"target": "/t"}),
+        ("POST", "/v1/mounts", {"image": 7, "target": "/t"}),
+        ("POST", "/v1/mounts", {"image": "i", "target": "/t", "other": 1}),
+        ("POST", "/v1/mounts", ["i"]),
+        ("POST", "/v1/prefetch", {"image": "i", "paths": [1]}),
+        ("POST", "/v1/gc", {"dry_run": "perhaps"}),
+    ],
+)
+def test_malformed_requests_are_usage_errors(
+    served: tuple[Path, FakeApi], method: str, path: str, body: object
+) -> None:
+    if method == "PUT":
+        with pytest.raises(LoaderError):
+            Client(served[0]).request(method, path, body)
+        return
+    with pytest.raises(UsageError):
+        Client(served[0]).request(method, path, body)
+
+
+def test_reports_come_as_lines_and_the_last_may_be_an_error(served: tuple[Path, FakeApi]) -> None:
+    client = Client(served[0])
+    reports = list(client.stream("/v1/prefetch", {"image": "i", "paths": ["/a"]}))
+    assert reports == [{"fetched": 1, "paths": ["/a"]}, {"fetched": 2, "finished": True}]
+    reports = []
+    with pytest.raises(NotFoundError, match="gone"):
+        reports.extend(client.stream("/v1/prefetch", {"image": "broken"}))
+
+
+def test_a_long_operation_blocks_no_other(served: tuple[Path, FakeApi]) -> None:
+    client, answers = Client(served[0]), list[Any]()
+    thread = threading.Thread(target=lambda: answers.append(client.request("GET", "/v1/status")))
+    thread.start()
+    assert client.request("GET", "/v1/images") == [{"name": "a"}]
+    assert answers == []
+    served[1].release.set()
+    thread.join(10)
+    assert answers == [{"well": True}]
+
+
+def test_no_daemon_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(LoaderError, match="no daemon listens") as caught:
+        Client(tmp_path / "nothing").request("GET", "/v1/status")
+    assert "serve" in str(caught.value.hint)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
+def test_curl_is_client_enough(served: tuple[Path, FakeApi]) -> None:
+    def curl(*arguments: str) -> str:
+        command = ["curl", "-sS", "--unix-socket", str(served[0]), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    assert json.loads(curl("http://x/v1/images")) == [{"name": "a"}]
+    assert curl("http://x/metrics") == "erofs_loader_requests_total 1\n"
+    assert json.loads(curl("-d", '{"image": "i", "target": "/t"}', "http://x/v1/mounts")) == {"target": "/t"}
+    assert json.loads(curl("-d", "{", "http://x/v1/mounts"))["code"] == 2

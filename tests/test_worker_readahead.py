@@ -1,0 +1,112 @@
+"""What is fetched ahead: guesses, and how they are judged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from erofs_builder.payload import Form
+from loader.cache.files import CacheFile
+from loader.worker.hints import Hints
+from loader.worker.link_estimate import LinkEstimate
+from loader.worker.readahead import Judge, ReadAhead
+from tests.support.cache_files import open_file, sample
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> CacheFile:
+    return open_file(tmp_path, sample(800), Form.ENCODED)
+
+
+def _ahead(file: CacheFile, hints: Hints | None = None) -> ReadAhead:
+    ahead = ReadAhead(LinkEstimate(), 2 << 20)
+    ahead.learn(file.blob.raw, hints or Hints())
+    return ahead
+
+
+def _one(frame: int) -> range:
+    return range(frame, frame + 1)
+
+
+def test_scattered_reads_fetch_nothing_ahead(file: CacheFile) -> None:
+    ahead = _ahead(file)
+    assert [ahead.after(file, _one(frame)) for frame in (7, 300, 12, 90, 13)] == [[]] * 5
+
+
+def test_a_sequential_reader_gets_a_growing_window(file: CacheFile) -> None:
+    ahead = _ahead(file)
+    sizes = [len(ahead.after(file, _one(frame))) for frame in range(10, 17)]
+    assert sizes[:3] == [0, 0, 0]
+    assert 0 < sizes[3] < sizes[5] <= sizes[6]
+
+
+def test_the_same_frame_again_is_no_progress(file: CacheFile) -> None:
+    ahead = _ahead(file)
+    assert [ahead.after(file, _one(10)) for _ in range(9)] == [[]] * 9
+
+
+def test_a_small_file_is_fetched_whole(file: CacheFile) -> None:
+    ahead = _ahead(file, Hints({frame: range(20, 24) for frame in range(20, 24)}))
+    assert ahead.after(file, _one(22)) == [23, 20, 21]
+
+
+def test_a_large_file_is_fetched_where_it_is_read(file: CacheFile) -> None:
+    group = range(390)
+    ahead = _ahead(file, Hints(dict.fromkeys(group, group)))
+    assert ahead.after(file, _one(100)) == []
+    assert ahead.after(file, _one(102)) == [103, 101]
+    assert 390 not in ahead.after(file, range(388, 390))
+
+
+def test_companions_are_followed_once_they_were_seen(file: CacheFile) -> None:
+    ahead = _ahead(file, Hints({}, {frame: (frame + 100,) for frame in range(0, 100, 3)}))
+    assert ahead.after(file, _one(0)) == []
+    ahead.after(file, _one(100))
+    assert ahead.after(file, _one(30)) == []
+    ahead.after(file, _one(130))
+    assert ahead.after(file, _one(60)) == [160]
+
+
+def test_guesses_that_do_not_come_true_are_given_up_and_taken_up_again(file: CacheFile) -> None:
+    groups = {frame: range(frame - frame % 4, frame - frame % 4 + 4) for frame in range(800)}
+    ahead = _ahead(file, Hints(groups))
+    followed = 0
+    for start in range(0, 140, 4):
+        followed += bool(ahead.after(file, _one(start)))
+        for _ in range(7):
+            ahead.after(file, _one(799))
+    assert 0 < followed < 35
+    assert not ahead.after(file, _one(140))
+    for start in range(144, 780):
+        ahead.after(file, _one(start))
+    assert ahead.after(file, _one(785))
+
+
+def test_a_complete_file_needs_no_guesses(file: CacheFile) -> None:
+    for frame in range(800):
+        file.ready.set(frame)
+    ahead = _ahead(file)
+    assert [ahead.after(file, _one(frame)) for frame in range(9)] == [[]] * 9
+
+
+def test_a_judge_counts_each_guess_once(file: CacheFile) -> None:
+    judge = Judge(0, 1)
+    for now in range(3):
+        judge.guess((file, 1), now)
+    judge.read((file, 1))
+    judge.read((file, 1))
+    assert not judge.trusted
+    judge.guess((file, 2), 3)
+    judge.read((file, 2))
+    assert judge.trusted
+    judge.guess((file, 3), 4)
+    judge.forget(4 + 300)
+    assert not judge.trusted
+
+
+def test_the_link_is_measured() -> None:
+    link = LinkEstimate()
+    for _ in range(50):
+        link.note(1000, 0.01)
+    assert link.in_flight > 0
