@@ -9,6 +9,7 @@ ffibuilder.cdef(
     """
     uint32_t eod_crc32c(uint32_t state, const uint8_t *data, size_t length);
     int eod_tar_header(const uint8_t *block, int64_t *out);
+    int eod_tar_scan(const uint8_t *data, size_t length, int64_t *out, int limit);
     """
 )
 ffibuilder.set_source(

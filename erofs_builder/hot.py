@@ -7,6 +7,8 @@ import struct
 from erofs_builder._hot import ffi, lib
 
 _TAR_FIELDS = struct.Struct("=11q")
+_TAR_RECORD = struct.Struct("=13q")
+_TAR_SCAN = 64
 
 
 def crc32c_state(state: int, data: bytes | bytearray | memoryview) -> int:
@@ -31,3 +33,13 @@ def parse_tar_header(block: bytes | memoryview) -> tuple[int, tuple[int, ...]]:
     fields = bytearray(_TAR_FIELDS.size)
     status: int = lib.eod_tar_header(ffi.from_buffer(block), ffi.from_buffer("int64_t[]", fields))
     return status, _TAR_FIELDS.unpack(fields)
+
+
+def scan_tar_headers(data: bytes | memoryview) -> list[tuple[int, ...]]:
+    """Up to 64 headers of a part of a tar that begins with one: its offset in `data`, then status and fields as above.
+
+    A header is sought behind the data that the one before it declares; whether it is one, its reader knows.
+    """
+    records = bytearray(_TAR_RECORD.size * _TAR_SCAN)
+    count: int = lib.eod_tar_scan(ffi.from_buffer(data), len(data), ffi.from_buffer("int64_t[]", records), _TAR_SCAN)
+    return list(_TAR_RECORD.iter_unpack(memoryview(records)[: count * _TAR_RECORD.size]))

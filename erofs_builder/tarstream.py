@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from erofs_builder import pax
 from erofs_builder.errors import TarError, UnsupportedError
-from erofs_builder.hot import parse_tar_header
+from erofs_builder.hot import parse_tar_header, scan_tar_headers
 from erofs_builder.pax import Records, Segments
 
 BLOCK = 512
@@ -105,6 +105,10 @@ class ChunkReader:
         self._chunk, self._at = memoryview(chunk), 0
         return bool(chunk)
 
+    def window(self) -> memoryview:
+        """What is left of the current chunk, not consumed."""
+        return self._chunk[self._at :]
+
     def at_end(self) -> bool:
         """Whether nothing is left."""
         return self._at == len(self._chunk) and not self._next()
@@ -145,6 +149,7 @@ class TarReader:
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._input = ChunkReader(chunks)
+        self._scanned: dict[int, tuple[int, ...]] = {}  # headers parsed ahead of time, by offset
         self._global: dict[bytes, bytes] = {}
         self._left = 0  # stored bytes of the current entry not read yet
         self._padding = 0
@@ -187,8 +192,13 @@ class TarReader:
     def _header(self, offset: int) -> tuple[Header, memoryview] | None:
         if self._input.at_end():
             return None
+        record = self._scanned.pop(offset, None)
+        if record is None:
+            # One call for many headers: each call gives up Python's lock, and waits to get it back.
+            self._scanned = {offset + record[0]: record for record in scan_tar_headers(self._input.window())}
+            record = self._scanned.pop(offset, None)
         block = self._input.take(BLOCK)
-        status, fields = parse_tar_header(block)
+        status, fields = (record[1], record[2:]) if record is not None else parse_tar_header(block)
         if status == 0:
             return Header(*fields), block
         if status == 1:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from erofs_builder import pax, tarstream
 from erofs_builder.errors import FormatError, TarError, UnsupportedError
-from erofs_builder.hot import parse_tar_header
+from erofs_builder.hot import parse_tar_header, scan_tar_headers
 from erofs_builder.tarstream import TarEntry, TarReader
 from tests.support import twins
 from tests.support.tars import END, Tar, checked, header, pax_header
@@ -72,6 +72,25 @@ def agree(block: bytes) -> None:
     assert status == expected
     if status == 0:
         assert fields == expected_fields
+
+
+@given(st.lists(st.tuples(st.integers(0, 3000), st.sampled_from(b"\x0005xLS")), max_size=90), st.integers(0, 2000))
+def test_scanned_headers_are_those_parsed_singly(specs: list[tuple[int, int]], cut: int) -> None:
+    data = b""
+    expected = []
+    for size, kind in specs:
+        expected.append(len(data))
+        data += header(b"f", bytes([kind]), size=b"%011o\0" % size)
+        data += bytes(-(-size // 512) * 512) if kind != ord("5") else b""
+    data = (data + END)[: len(data) + len(END) - cut]
+    found = scan_tar_headers(data)
+    whole = [at for at in expected if at + 512 <= len(data)]
+    assert [record[0] for record in found][: len(expected)] == whole[:64]
+    for at, status, *fields in found:
+        expected_status, expected_fields = parse_tar_header(data[at : at + 512])
+        assert status == expected_status
+        if status == 0:
+            assert tuple(fields) == expected_fields
 
 
 # --- what other programs write --------------------------------------------------------------------------------------

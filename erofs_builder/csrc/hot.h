@@ -12,4 +12,10 @@ uint32_t eod_crc32c(uint32_t state, const uint8_t *data, size_t length);
    out: mode, uid, gid, size, mtime, devmajor, devminor, then the lengths of name, linkname and prefix, then the type. */
 int eod_tar_header(const uint8_t *block, int64_t *out);
 
+/* Parse the headers in a part of a tar that begins with one: each is sought behind the data that the one before declares.
+   Per header EOD_TAR_RECORD numbers: offset, status, then as above. Stops after `limit` headers, at one that is none, and
+   at the end of the data. Returns the number of records. */
+#define EOD_TAR_RECORD 13
+int eod_tar_scan(const uint8_t *data, size_t length, int64_t *out, int limit);
+
 #endif

@@ -100,3 +100,30 @@ int eod_tar_header(const uint8_t *block, int64_t *out)
 	out[10] = block[156];
 	return OK;
 }
+
+static int has_data(int64_t type)
+{
+	return type && strchr("07xgLKSD", (int)type) != NULL;
+}
+
+int eod_tar_scan(const uint8_t *data, size_t length, int64_t *out, int limit)
+{
+	size_t at = 0;
+	int found = 0;
+
+	while (found < limit && at <= length && length - at >= 512) {
+		int64_t *record = out + (size_t)found++ * EOD_TAR_RECORD;
+		uint64_t size;
+
+		memset(record, 0, EOD_TAR_RECORD * sizeof(*record));
+		record[0] = (int64_t)at;
+		record[1] = eod_tar_header(data + at, record + 2);
+		if (record[1] != OK)
+			break;
+		size = has_data(record[12]) || !record[12] ? (uint64_t)record[5] : 0;
+		if (size > length)
+			break;
+		at += 512 + ((size + 511) & ~(uint64_t)511);
+	}
+	return found;
+}
