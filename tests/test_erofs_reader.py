@@ -31,7 +31,7 @@ def small_image(form: Form) -> tuple[bytearray, list[FrameTable]]:
     """One file of each sort, with names that say which."""
     blob = Blob(FrameTable(Digest(bytes(32)), [2, 1, 5], [2, 8, 9], bytes(96)))
     children = {
-        b"alone": Node(stat.S_IFREG, size=8000, extents=(Extent(blob, 0, 0, 8000),)),
+        b"alone": Node(stat.S_IFREG, size=8192, extents=(Extent(blob, 0, 0, 8192),)),
         b"cut": Node(stat.S_IFREG, size=8192 + 9, extents=(Extent(blob, 0, 0, 8192), Extent(blob, 2, 0, 9))),
         b"dir": Node(stat.S_IFDIR | 0o755, children={b"%d" % number: Node(stat.S_IFREG) for number in range(400)}),
         b"link": Node(stat.S_IFLNK | 0o777, target=b"target"),
