@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -17,6 +19,7 @@ from loader.registry.client import Registry
 from loader.registry.config import HostConfig, RegistryConfig
 from loader.registry.credentials import Credentials, Keychain
 from loader.registry.transport import HttpRequest, PlainHttpError, UnreachableError
+from loader.worker.sources import Sources
 from tests.support.http import FakeResponse, FakeTransport
 
 BLOB = bytes(range(256)) * 64
@@ -277,6 +280,32 @@ def test_distrust_asks_the_next_endpoint() -> None:
     registry.read_range(DIGEST, 0, 4)
     registry.distrust(DIGEST)
     registry.read_range(DIGEST, 0, 4)
+    assert [line.split("/")[2] for line in transport.lines] == ["one.example", HOST]
+
+
+def test_many_threads_distrust_one_mirror_only() -> None:
+    config = RegistryConfig(hosts={HOST: HostConfig(mirrors=("https://one.example",))})
+    registry, transport = client(ranged, config)
+    together = threading.Barrier(4)
+
+    def read_then_distrust(_: int) -> None:
+        registry.read_range(DIGEST, 0, 4)
+        together.wait(10)
+        registry.distrust(DIGEST)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(read_then_distrust, range(4)))
+    registry.read_range(DIGEST, 0, 4)
+    assert transport.lines[-1].split("/")[2] == HOST
+
+
+def test_sources_pass_distrust_on() -> None:
+    config = RegistryConfig(hosts={HOST: HostConfig(mirrors=("https://one.example",))})
+    registry, transport = client(ranged, config)
+    sources = Sources(lambda source: registry)
+    for _ in range(2):
+        sources.read("repository", DIGEST, 0, 4)
+        sources.distrust("repository", DIGEST)
     assert [line.split("/")[2] for line in transport.lines] == ["one.example", HOST]
 
 

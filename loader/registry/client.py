@@ -53,6 +53,7 @@ class Registry:
         self._lacking: OrderedDict[tuple[int, Digest], float] = OrderedDict()
         self._manifests: OrderedDict[Digest, bytes] = OrderedDict()
         self._lock = threading.Lock()
+        self._answered = threading.local()  # .place: of the endpoint that answered this thread last
 
     def __str__(self) -> str:
         return f"{self.host}/{self.repository}"
@@ -98,9 +99,10 @@ class Registry:
         return self._read(lambda endpoint: endpoint.blob_range(digest, offset, length), digest)
 
     def distrust(self, digest: Digest) -> None:
-        """The bytes that were last read of this blob were wrong: ask the next endpoint for it from now on."""
-        place = self._order(digest)[0]
-        self._lack(place, digest)
+        """What this thread read of this blob last was wrong: that endpoint is asked for it last from now on."""
+        place = getattr(self._answered, "place", None)
+        if place is not None:
+            self._lack(place, digest)
 
     def referrers(self, subject: Digest, artifact_type: str) -> list[Descriptor]:
         """By the referrers API, else by the fallback tag. The exact type only."""
@@ -138,7 +140,9 @@ class Registry:
         errors: dict[int, LoaderError | IntegrityError] = {}
         for place in self._order(digest):
             try:
-                return call(self._endpoints[place])
+                result = call(self._endpoints[place])
+                self._answered.place = place
+                return result
             except (NotFoundError, IntegrityError) as error:
                 errors[place] = error
                 if digest is not None:

@@ -101,6 +101,7 @@ class Fetcher:
             data = self._decoded(frame, encoded) if flight.file.decoded else encoded
         except IntegrityError as error:
             self._counters.add("corrupt_frames")
+            self._sources.distrust(source, flight.file.blob)
             self._refused([flight], source, error)
             return
         try:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from erofs_builder.digest import Digest
 from loader.errors import NotFoundError
 from loader.registry.base import ImageSource
+from loader.registry.client import Registry
 
 PENALTY = 10.0  # seconds for which a source that failed comes last
 
@@ -73,6 +74,12 @@ class Sources:
             self.blame(source)
             raise
         return data
+
+    def distrust(self, source: str, blob: Digest) -> None:
+        """What this thread read of a blob last was wrong: a repository with mirrors asks another one from now on."""
+        opened = self._opened.get(source)
+        if isinstance(opened, Registry):
+            opened.distrust(blob)
 
     def close(self) -> None:
         with self._lock:
