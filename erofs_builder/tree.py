@@ -92,8 +92,7 @@ class _Tree:
     def _place(self, parent: Node, name: bytes, node: Node) -> None:
         children = _children(parent)
         before = children.get(name)
-        if not self._lowest:
-            self._brought.setdefault(parent, set()).add(name)
+        self._bring(parent, name)
         if node.children is not None:
             if before is not None and before.children is not None:
                 _take_over(before, node)
@@ -189,16 +188,17 @@ class _Tree:
                     return None
                 raise FormatError(f"{_show(part)} in its path is not a directory")
             else:
+                if make:
+                    self._bring(directory, part)  # a whiteout of it must spare what is about to come
                 trail.append(node)
         return trail[-1]
 
     def _make_directory(self, parent: Node, name: bytes) -> Node:
         node = Node(_DIRECTORY, parent.uid, parent.gid, parent.mtime, parent.mtime_nsec, children={})
-        self._place_made(parent, name, node)
+        _children(parent)[name] = node
         return node
 
-    def _place_made(self, parent: Node, name: bytes, node: Node) -> None:
-        _children(parent)[name] = node
+    def _bring(self, parent: Node, name: bytes) -> None:
         if not self._lowest:
             self._brought.setdefault(parent, set()).add(name)
 

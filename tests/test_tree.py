@@ -64,6 +64,15 @@ def test_a_whiteout_spares_what_its_own_layer_brings(first: bool) -> None:
     assert at(root, "f").size == 5
 
 
+def test_a_whiteout_spares_a_directory_that_its_layer_needs() -> None:
+    root = flat(lower(), Tar().add("d/sub/new", data=b"n").add(".wh.d"))
+    assert paths(root) == ["d", "d/sub", "d/sub/new", "f", "l"]
+    root = flat(lower(), Tar().add(".wh.d").add("d/sub/new", data=b"n"))
+    assert paths(root) == ["d", "d/sub", "d/sub/new", "f", "l"]
+    root = flat(lower(), Tar().add("l/new", data=b"n").add(".wh.l"))
+    assert paths(root) == ["d", "d/a", "d/new", "d/sub", "d/sub/x", "f"]
+
+
 def test_aufs_files_and_lowest_whiteouts_are_dropped() -> None:
     root = flat(
         lower().add(".wh.f").add(".wh..wh.plnk", "dir").add(".wh..wh.plnk/1.2", data=b"x").add("d/.wh..wh..opq"),
