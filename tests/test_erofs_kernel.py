@@ -124,8 +124,8 @@ def test_fsck_decodes_the_flat_file(odd: odd_tree.OddTree, form: Form, tmp_path:
 def test_fsck_extracts_what_the_flat_file_holds(form: Form, tmp_path: Path) -> None:
     """Of the odd tree, what ext4 and fsck.erofs can hold.
 
-    fsck.erofs 1.9 drops a hole at the end of a chunk-based file, stops at an empty extended attribute (of mkfs.erofs'
-    images too), and changes owners after it has set capabilities and ACLs; so attributes are left to the kernel's tests.
+    fsck.erofs 1.9 drops a hole at the end of a chunk-based file, stops at an empty extended attribute (in mkfs.erofs'
+    images too), and changes owners after it has set capabilities and ACLs: attributes are left to the kernel's tests.
     """
     tree = odd_tree.build(entries=10)
     children = tree.root.children
