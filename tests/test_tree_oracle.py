@@ -46,7 +46,8 @@ def random_layer(source: random.Random, linkable: list[str]) -> Tar:
 
 @pytest.mark.parametrize("seed", range(60))
 def test_random_layers(seed: int, tmp_path: Path) -> None:
-    source, linkable = random.Random(seed), []
+    source = random.Random(seed)
+    linkable: list[str] = []
     tars = [bytes(random_layer(source, linkable)) for _ in range(source.randrange(1, 4))]
     files = [tmp_path / f"{number}.tar" for number in range(len(tars))]
     for file, tar in zip(files, tars, strict=True):
