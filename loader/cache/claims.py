@@ -115,7 +115,7 @@ class FlightTable:
                     flight.waiters.append(waiter)
                     waiter.remaining += 1
             if missing:
-                self._condition.notify_all()
+                self._condition.notify(missing)
             done = waiter.take_done() if waiter and not missing else None
         if done:
             done(0)
@@ -169,7 +169,8 @@ class FlightTable:
             for flight in run.flights:
                 if flight.fetching and self._flights.get((flight.file, flight.frame)) is flight:
                     self._again(flight, 0.0)
-            self._condition.notify_all()
+            if self._delayed or self._queues[Priority.BACKGROUND]:
+                self._condition.notify_all()  # else our own thread is enough to take what is next
 
     def retry(self, flights: Iterable[Flight], delay: float) -> None:
         """Fetch again after a delay (seconds); nobody is told. Without a waiter left, the flight ends."""

@@ -22,10 +22,11 @@ from loader.worker.hints import NO_HINTS, Hints
 from loader.worker.link_estimate import LinkEstimate
 
 MAX_STREAMS = 64  # sequential readers remembered per worker
-MIN_WINDOW = 64 << 10
+FIRST_WINDOW = 16 << 10  # bytes ahead of a new stream: one frame, mostly
+LEAST_LIMIT = 64 << 10  # bytes that any stream may grow to
 WHOLE_LIMIT = 1 << 20  # encoded bytes of a file that is fetched whole
-NEAR = 2  # frames on either side that count as close
-STREAM_START = 4  # READs in a row, outside of a known file, that make a stream
+NEAR = 8  # frames on either side that count as close
+STREAM_START = 3  # READs in a row, outside of a known file, that make a stream
 MEMORY = 256  # READs after which a guess that has not come true was wrong
 FOLLOWED = 0.65  # share of guesses that must come true
 
@@ -157,8 +158,8 @@ class ReadAhead:
             row, window = self._streams.pop((file, frames.start), (0, 0))
             row += 1
             if row >= (2 if group else STREAM_START):
-                window = max(window * 2, MIN_WINDOW)
-                window = min(window, self._limit, max(2 * self._link.in_flight, MIN_WINDOW))
+                window = max(window * 2, FIRST_WINDOW)
+                window = min(window, self._limit, max(2 * self._link.in_flight, LEAST_LIMIT))
         self._streams[file, frames.stop] = row, window
         if len(self._streams) > MAX_STREAMS:
             self._streams.popitem(last=False)
