@@ -23,7 +23,7 @@ class Kind(NamedTuple):
 
 ELF = Kind("elf", 256 * _KIB, 256 * _KIB)
 BYTECODE = Kind("bytecode", 128 * _KIB, 128 * _KIB)
-SCRIPT = Kind("script", 256 * _KIB, 384 * _KIB)
+SCRIPT = Kind("script", 128 * _KIB, 192 * _KIB)
 DEVELOPMENT = Kind("development", 512 * _KIB, 960 * _KIB)
 DOCUMENT = Kind("document", 512 * _KIB, 960 * _KIB)
 PACKED = Kind("packed", 512 * _KIB, 960 * _KIB)
