@@ -217,6 +217,19 @@ def test_state_that_cannot_be_written_stays_whole(tmp_path: Path) -> None:
     assert state.path.read_text() == before
 
 
+def test_a_full_disk_is_tried_again(tmp_path: Path) -> None:
+    state = State.load(tmp_path)
+    state.path = tmp_path / "away" / "keeper.json"
+    state.save()
+    assert state.unsaved
+    with pytest.raises(OSError):
+        state.save_now()
+    state.path.parent.mkdir()
+    state.save()
+    assert json.loads(state.path.read_text())["version"] == 1
+    assert State(state.path, state.boot_id) == state
+
+
 def test_config_survives_json() -> None:
     config = KeeperConfig(
         root=Path("/r"), worker_env={"A": "b"}, cachefiles_dir=Path("/c"), cachefiles_limits={"brun": 9}
@@ -272,3 +285,15 @@ def test_one_daemon_a_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(BusyError, match="another daemon"):
         supervisor.run(KeeperConfig(root=tmp_path, socket=tmp_path / "control.sock"))
     os.close(held)
+
+
+def test_a_control_socket_that_answers_is_not_taken(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+        other.bind(str(path))
+        other.listen(1)
+        with pytest.raises(BusyError, match="answers there"):
+            supervisor._listen(path)
+    fd = supervisor._listen(path)  # what a killed daemon left
+    assert path.stat().st_mode & 0o777 == 0o600
+    os.close(fd)

@@ -63,7 +63,7 @@ class Keeper:
         self.worker_deaths = 0
         self.leaving: Leaving | None = None
         self._backoff = Backoff()
-        self._start_at = self._standby_at = 0.0
+        self._start_at = self._standby_at = self._tick_at = 0.0
         self._selector = selectors.DefaultSelector()
         self._register(self.plane.fileno(), self._on_kernel)
         self._register(self.background.wake, self.background.finish)
@@ -122,6 +122,12 @@ class Keeper:
         """Answer everything that waits with an error."""
         for pending in self.requests.take_all():
             self.plane.answer(pending, errno.EIO)
+
+    def fail_openings(self) -> None:
+        """Answer the OPENs that wait with an error: the mounts behind them fail."""
+        for pending in self.requests:
+            if pending.opening and self.requests.take(pending.id):
+                self.plane.answer(pending, errno.EIO)
 
     # The worker
 
@@ -212,9 +218,9 @@ class Keeper:
         """Make a worker the one that serves: all objects, READY, and everything that waits."""
         self.worker = worker
         worker.started = worker.last_heard = time.monotonic()
+        opening = {pending.object for pending in self.requests if pending.opening}
         for item in self.state.objects.values():
-            waiting = any(pending.opening for pending in self.requests if pending.object == item.id)
-            if item.plane == self.plane.name and not waiting and not item.released:
+            if item.plane == self.plane.name and item.id not in opening and not item.released:
                 worker.send(pack_json(Kind.OBJECT, item.to_wire()), self.plane.writers[item.id])
         worker.send(pack_json(Kind.READY, self.calls.ready()))
         for pending in self.requests:
@@ -244,15 +250,22 @@ class Keeper:
             self._selector.modify(worker.sock, events, key.data)
 
     def _tick(self) -> None:
+        """What is due now and then, however busy the loop is."""
+        now = time.monotonic()
+        if now < self._tick_at:
+            return
+        self._tick_at = now + _TICK
         for pending in self.requests.take_older(self.config.deadline):
             log.error("deadline: %s", pending.describe())
             self.plane.answer(pending, errno.EIO)
-            silent = time.monotonic() - self.worker.last_heard if self.worker else 0.0
+            silent = now - self.worker.last_heard if self.worker else 0.0
             if self.worker is not None and silent > self.config.deadline:
                 log.error("the worker said nothing for %.0f s: killed", silent)
                 self.worker.signal(signal.SIGKILL)
         if isinstance(self.plane, FanotifyPlane):
             self.plane.drop_unlinked()
+        if self.state.unsaved:
+            self.state.save()
         self.store.notify("WATCHDOG=1")
 
     def _watch_signals(self) -> None:

@@ -47,6 +47,7 @@ class Leaving:
         if self._mode == "umount":
             keeper.fail_all()
         if keeper.background.running:
+            keeper.fail_openings()
             return
         if self._mode == "umount" and self._unmount_next():
             return

@@ -79,10 +79,14 @@ class Mounter:
             f"{key}={value}" for key, value in (("fsid", record.fsid), ("domain_id", record.domain_id)) if value
         ]
         self._state.mounts[record.target] = record
-        self._under_way.add(record.target)
         for number in record.objects:
             self._state.objects[number].mounted = True
-        self._state.save()
+        try:
+            self._state.save_now()
+        except OSError:
+            del self._state.mounts[record.target]
+            raise
+        self._under_way.add(record.target)
 
         def ended(failure: OSError | None) -> None:
             self._under_way.discard(record.target)

@@ -74,7 +74,7 @@ class FanotifyPlane:
         item = self._state.new_object(self.name, name=name, path=path, form=form, size=size)
         try:
             self._store.store(item.store_name, writer)
-            self._state.save()
+            self._state.save_now()
             fanotify.mark_fd(self.group, writer)
         except BaseException:
             os.close(writer)
@@ -191,7 +191,11 @@ class FanotifyPlane:
 
     def _hole_in(self, pending: Pending) -> bool:
         writer = self.writers.get(pending.object)
-        return writer is None or has_hole(writer, pending.offset, pending.length)
+        try:
+            return writer is None or has_hole(writer, pending.offset, pending.length)
+        except OSError as error:
+            log.error("object %d: %s", pending.object, error)
+            return True
 
     def _respond(self, fd: int, error: int) -> None:
         """Write the one answer, then free the number: in this order, so that it never names two events."""

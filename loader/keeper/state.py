@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+log = logging.getLogger(__name__)
 VERSION = 1
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -75,6 +77,7 @@ class State:
     objects: dict[int, Object] = field(default_factory=dict)
     mounts: dict[str, MountRecord] = field(default_factory=dict)
     fenced: list[dict[str, Any]] = field(default_factory=list)
+    unsaved: bool = False  # the last save failed: it is tried again
 
     @classmethod
     def load(cls, root: Path) -> State:
@@ -100,6 +103,15 @@ class State:
             raise RuntimeError(f"{path} is damaged ({error!r}); it cannot be told which mounts are unguarded") from None
 
     def save(self) -> None:
+        """Replace the file, or try again later: a full disk must not stop the keeper."""
+        try:
+            self.save_now()
+        except OSError as error:
+            if not self.unsaved:
+                log.error("%s: %s; trying again", self.path, error)
+            self.unsaved = True
+
+    def save_now(self) -> None:
         """Replace the file. Not synced: a machine that goes down takes the mounts with it."""
         document = {
             "version": VERSION,
@@ -118,6 +130,7 @@ class State:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
+        self.unsaved = False
 
     def new_object(self, plane: str, **fields: Any) -> Object:
         """A fresh object, recorded but not saved."""

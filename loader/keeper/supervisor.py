@@ -7,10 +7,12 @@ its own, and are passed on to systemd where that listens.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import logging
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -38,6 +40,8 @@ _LONGEST_BACKOFF = 5.0
 def run(config: KeeperConfig) -> int:
     """Serve until told to stop; the exit status. BusyError: another daemon serves this root."""
     config.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     fds = listen_fds(os.environ, os.getpid())
     lock = fds.pop(LOCK, None)
     if lock is None:
@@ -49,7 +53,10 @@ def run(config: KeeperConfig) -> int:
         fence.fence_unguarded(State.load(config.root))
     if CONTROL not in fds:
         fds[CONTROL] = _listen(config.socket)
-    return Supervisor(config, fds, lock).run()
+    status = Supervisor(config, fds, lock).run()
+    if status:  # no keeper could be brought up, nobody guards what is mounted
+        fence.fence_unguarded(State.load(config.root))
+    return status
 
 
 class Supervisor:
@@ -64,6 +71,7 @@ class Supervisor:
         self._keeper: subprocess.Popen[bytes] | None = None
         self._heard = 0.0
         self._ready = self._parked = self._stopping = False
+        self._took_over = _guarded(fds)  # mounts depend on what we hold: giving up would let their holes be read
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._notify, selectors.EVENT_READ, self._on_notify)
         self._wakeup = socket.socketpair()
@@ -83,7 +91,7 @@ class Supervisor:
                 status = self._run_keeper()
                 if self._parked or status == 0:
                     return 0
-                if not self._ready:
+                if self._stopping or not (self._ready or self._took_over):
                     return max(status, 1)
                 log.error("the keeper ended with status %d: starting the next", status)
                 backoff = 0.0 if time.monotonic() - started > _LONGEST_BACKOFF else min(backoff + 0.2, _LONGEST_BACKOFF)
@@ -225,6 +233,9 @@ def _check_plane(config: KeeperConfig, fds: dict[str, int]) -> None:
 def _listen(path: Path) -> int:
     """The listening control socket, for root only."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, contextlib.suppress(OSError):
+        probe.connect(str(path))
+        raise BusyError(f"{path}: another daemon answers there", "stop it, or use another --socket")
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         _bind_private(listener, path)

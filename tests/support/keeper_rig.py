@@ -246,6 +246,7 @@ def results(reader: subprocess.Popen[str], timeout: float = PATIENCE) -> dict[st
         output, _ = reader.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         reader.kill()
+        reader.communicate()
         raise AssertionError(f"reader {reader.pid} is stuck") from None
     assert reader.returncode == 0
     return dict(line.split(" ", 1) for line in output.splitlines())
