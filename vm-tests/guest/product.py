@@ -62,8 +62,11 @@ class Daemon:
             raise Failure(f"serve does not end after SIGTERM: {log_tail()}") from None
 
     def kill_all(self):
-        """SIGKILL for every process of the daemon at once."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        """SIGKILL for every process of the daemon at once: keepers have sessions of their own, and replace a supervisor."""
+        pids = [self.process.pid, *self.processes("loader.keeper"), *self.processes("loader.worker")]
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in pids:
+                os.kill(pid, number)
         self.process.wait()
 
     def processes(self, what):
