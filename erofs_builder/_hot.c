@@ -583,18 +583,23 @@ static void (*_cffi_call_python_org)(struct _cffi_externpy_s *, char *);
 /************************************************************/
 
 static void *_cffi_types[] = {
-/*  0 */ _CFFI_OP(_CFFI_OP_FUNCTION, 10), // int()(uint8_t const *, int64_t *)
-/*  1 */ _CFFI_OP(_CFFI_OP_POINTER, 11), // uint8_t const *
-/*  2 */ _CFFI_OP(_CFFI_OP_POINTER, 9), // int64_t *
+/*  0 */ _CFFI_OP(_CFFI_OP_FUNCTION, 8), // int()(uint8_t const *, int64_t *)
+/*  1 */ _CFFI_OP(_CFFI_OP_POINTER, 16), // uint8_t const *
+/*  2 */ _CFFI_OP(_CFFI_OP_POINTER, 15), // int64_t *
 /*  3 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/*  4 */ _CFFI_OP(_CFFI_OP_FUNCTION, 5), // uint32_t()(uint32_t, uint8_t const *, size_t)
-/*  5 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22), // uint32_t
-/*  6 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/*  7 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28), // size_t
-/*  8 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/*  9 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 23), // int64_t
-/* 10 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7), // int
-/* 11 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 18), // uint8_t
+/*  4 */ _CFFI_OP(_CFFI_OP_FUNCTION, 8), // int()(uint8_t const *, size_t, int64_t *, int)
+/*  5 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/*  6 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28), // size_t
+/*  7 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
+/*  8 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7), // int
+/*  9 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 10 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // uint32_t()(uint32_t, uint8_t const *, size_t)
+/* 11 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22), // uint32_t
+/* 12 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 13 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
+/* 14 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 15 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 23), // int64_t
+/* 16 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 18), // uint8_t
 };
 
 static uint32_t _cffi_d_eod_crc32c(uint32_t x0, uint8_t const * x1, size_t x2)
@@ -704,9 +709,75 @@ _cffi_f_eod_tar_header(PyObject *self, PyObject *args)
 #  define _cffi_f_eod_tar_header _cffi_d_eod_tar_header
 #endif
 
+static int _cffi_d_eod_tar_scan(uint8_t const * x0, size_t x1, int64_t * x2, int x3)
+{
+  return eod_tar_scan(x0, x1, x2, x3);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_eod_tar_scan(PyObject *self, PyObject *args)
+{
+  uint8_t const * x0;
+  size_t x1;
+  int64_t * x2;
+  int x3;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  int result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+  PyObject *arg3;
+
+  if (!PyArg_UnpackTuple(args, "eod_tar_scan", 4, 4, &arg0, &arg1, &arg2, &arg3))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(1), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (uint8_t const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(1), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x1 = _cffi_to_c_int(arg1, size_t);
+  if (x1 == (size_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(2), arg2, (char **)&x2);
+  if (datasize != 0) {
+    x2 = ((size_t)datasize) <= 640 ? (int64_t *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(2), arg2, (char **)&x2,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x3 = _cffi_to_c_int(arg3, int);
+  if (x3 == (int)-1 && PyErr_Occurred())
+    return NULL;
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = eod_tar_scan(x0, x1, x2, x3); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, int);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_eod_tar_scan _cffi_d_eod_tar_scan
+#endif
+
 static const struct _cffi_global_s _cffi_globals[] = {
-  { "eod_crc32c", (void *)_cffi_f_eod_crc32c, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 4), (void *)_cffi_d_eod_crc32c },
+  { "eod_crc32c", (void *)_cffi_f_eod_crc32c, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 10), (void *)_cffi_d_eod_crc32c },
   { "eod_tar_header", (void *)_cffi_f_eod_tar_header, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 0), (void *)_cffi_d_eod_tar_header },
+  { "eod_tar_scan", (void *)_cffi_f_eod_tar_scan, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 4), (void *)_cffi_d_eod_tar_scan },
 };
 
 static const struct _cffi_type_context_s _cffi_type_context = {
@@ -716,12 +787,12 @@ static const struct _cffi_type_context_s _cffi_type_context = {
   NULL,  /* no struct_unions */
   NULL,  /* no enums */
   NULL,  /* no typenames */
-  2,  /* num_globals */
+  3,  /* num_globals */
   0,  /* num_struct_unions */
   0,  /* num_enums */
   0,  /* num_typenames */
   NULL,  /* no includes */
-  12,  /* num_types */
+  17,  /* num_types */
   0,  /* flags */
 };
 
