@@ -150,7 +150,8 @@ def main() -> None:
     if subprocess.run([LOADER, "probe"], stdin=subprocess.DEVNULL, capture_output=True).returncode == NO_PLANE:
         say("This kernel has no plane to serve an image on (erofs-loader probe says what is missing):")
         say("the demo runs in a virtual machine with a kernel that has one.")
-        raise SystemExit(subprocess.run([sys.executable, "vm-tests/run", "--scenario", "demo"]).returncode)
+        link = ["--rate", str(options.rate), "--rtt", str(options.rtt)]
+        raise SystemExit(subprocess.run([sys.executable, "-m", "bench.demo_vm", *link]).returncode)
     with tempfile.TemporaryDirectory(prefix="erofs-demo-") as scratch:
         demo(options.rate, options.rtt, options.json, Path(scratch))
 

@@ -15,7 +15,8 @@ from tests.images.layout import Layout, decompress_layers
 
 # The paths whose mtime nothing in an image defines, where the image does not say: the root of layers without "./".
 ROOT_ONLY = ["."]
-BUILDER = Path(sys.executable).parent / "erofs-builder"
+PYTHON = Path(sys.executable)
+BUILDER = PYTHON.parent / "erofs-builder"
 PROJECT = Path(__file__).resolve().parents[2]
 
 
