@@ -1,0 +1,76 @@
+"""Exact reads from a stream that comes in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from erofs_builder.errors import TarError
+
+
+class ChunkReader:
+    """Exact reads from an iterator of chunks, without a copy where a read lies within one chunk."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._chunk = memoryview(b"")
+        self._at = 0
+        self._base = 0  # offset of the chunk in the stream
+
+    @property
+    def offset(self) -> int:
+        return self._base + self._at
+
+    def take(self, size: int) -> memoryview:
+        """The next `size` bytes; TarError if the stream ends before."""
+        end = self._at + size
+        if end <= len(self._chunk):
+            view = self._chunk[self._at : end]
+            self._at = end
+            return view
+        return self._gather(size)
+
+    def _gather(self, size: int) -> memoryview:
+        start, parts, missing = self.offset, [], size
+        while missing:
+            if self._at == len(self._chunk) and not self._next():
+                raise TarError(f"tar: cut off: {size} bytes expected at offset {start}, {size - missing} there")
+            part = self._chunk[self._at : self._at + missing]
+            self._at += len(part)
+            missing -= len(part)
+            parts.append(part)
+        return memoryview(b"".join(parts))
+
+    def _next(self) -> bool:
+        chunk = next(self._chunks, b"")
+        self._base += len(self._chunk)
+        self._chunk, self._at = memoryview(chunk), 0
+        return bool(chunk)
+
+    def window(self) -> memoryview:
+        """What is left of the current chunk, not consumed."""
+        return self._chunk[self._at :]
+
+    def at_end(self) -> bool:
+        """Whether nothing is left."""
+        return self._at == len(self._chunk) and not self._next()
+
+    def skip(self, size: int) -> None:
+        """Pass over `size` bytes; TarError if the stream ends before."""
+        while size:
+            if self._at == len(self._chunk) and not self._next():
+                raise TarError(f"tar: cut off: {size} bytes more expected at offset {self.offset}")
+            step = min(size, len(self._chunk) - self._at)
+            self._at += step
+            size -= step
+
+    def peek(self, size: int) -> bytes:
+        """Up to `size` bytes that the current chunk still holds, not consumed."""
+        if self._at == len(self._chunk):
+            self._next()
+        return bytes(self._chunk[self._at : self._at + size])
+
+    def drain(self) -> None:
+        """Read what is left, so that whoever hashes the stream below has seen all of it."""
+        while self._next():
+            pass
+        self._at = len(self._chunk)
