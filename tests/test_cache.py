@@ -122,6 +122,27 @@ def test_tables_are_kept_and_checked(tmp_path: Path) -> None:
         load_table(layout, Form.ENCODED, table.blob_digest)
 
 
+@pytest.mark.parametrize("lost", ["gone", "emptied"])
+def test_a_lost_data_file_takes_its_bits_with_it(tmp_path: Path, lost: str) -> None:
+    """As the keeper leaves it, when it fenced what nobody had guarded."""
+    layout = Layout(tmp_path)
+    layout.prepare()
+    table = table_of(sample(3))
+    data = prepare_blob(layout, Form.DECODED, table)
+    ready = ReadyMap(data.parent, len(table), layout.tmp)
+    ready.set(0)
+    ready.checkpoint(None)
+    ready.close()
+    assert prepare_blob(layout, Form.DECODED, table) == data
+    assert ReadyMap(data.parent, len(table), layout.tmp).count == 1
+    if lost == "gone":
+        data.unlink()
+    else:
+        os.truncate(data, 0)
+    prepare_blob(layout, Form.DECODED, table)
+    assert ReadyMap(data.parent, len(table), layout.tmp).count == 0
+
+
 def test_direct_writes_are_aligned(tmp_path: Path) -> None:
     writer = DirectWriter(os.open(tmp_path / "f", os.O_RDWR | os.O_CREAT | os.O_DIRECT))
     data = os.urandom(3 << 20)

@@ -108,7 +108,9 @@ def prepare_blob(layout: Layout, form: Form, table: FrameTable) -> Path:
     size = table.decoded_size if form is Form.DECODED else table.blob_size
     fd = os.open(data, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        if os.fstat(fd).st_size != size:
+        if os.fstat(fd).st_size != size:  # new, or lost: the keeper fences a file by taking its length and name
+            for name in ("ready", "synced"):
+                (directory / name).unlink(missing_ok=True)
             os.ftruncate(fd, size)
     finally:
         os.close(fd)
