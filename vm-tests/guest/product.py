@@ -62,7 +62,7 @@ class Daemon:
             raise Failure(f"serve does not end after SIGTERM: {log_tail()}") from None
 
     def kill_all(self):
-        """SIGKILL for every process of the daemon at once: keepers have sessions of their own, and replace a supervisor."""
+        """SIGKILL for every process of the daemon at once: a keeper would take its supervisor's place."""
         pids = [self.process.pid, *self.processes("loader.keeper"), *self.processes("loader.worker")]
         for number in (signal.SIGSTOP, signal.SIGKILL):
             for pid in pids:

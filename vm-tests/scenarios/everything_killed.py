@@ -1,5 +1,10 @@
-"""All processes of the daemon killed at once while reading: errors or waiting, never wrong bytes; then served again."""
+"""All processes of the daemon killed at once while reading: errors, never wrong bytes; then served again.
 
+On fanotify in the decoded form the kernel reads holes as zeros once nobody is there: those mounts must be taken away
+when the daemon starts. cachefiles mounts are taken away too, because the kernel never revives them.
+"""
+
+import os
 import time
 
 BOOTS = ("all_at_once",)
@@ -15,7 +20,7 @@ def host(host):
 
 def all_at_once(guest):
     """What was read right before or after is right; the rest is an error."""
-    from lib import run
+    from lib import expect, run
     from product import Daemon, Readers, compare, expect_right, loader, mount_point
 
     images = guest.task["images"]
@@ -29,16 +34,21 @@ def all_at_once(guest):
     with guest.step("SIGKILL everything") as record:
         record["readers"] = readers.running()
         daemon.kill_all()
-    with guest.step("no wrong byte"):
+    fails_open = (guest.task["plane"], guest.task["form"]) == ("fanotify", "decoded")
+    with guest.step("no reader is stuck"):
         found = readers.results(60)
         guest.fact("readers with an I/O error", sum("error" in digests for _, digests in found))
-        expect_right(found, images, errors_allowed=True)
-    with guest.step("no wrong byte while no daemon runs"):
-        expect_right(Readers(targets, copies=1).results(60), images, errors_allowed=True)
+    if not fails_open:
+        with guest.step("no wrong byte"):
+            expect_right(found, images, errors_allowed=True)
+            expect_right(Readers(targets, copies=1).results(60), images, errors_allowed=True)
     with guest.step("serve again"):
         daemon = Daemon(guest).start()
     with guest.step("no wrong byte in the old mounts"):
-        found = Readers(targets, copies=1).results(120)
+        mounted = [target for target in targets if os.path.ismount(target)]
+        taken_away = fails_open or guest.task["plane"] == "cachefiles"
+        expect(not (taken_away and mounted), f"still mounted: {mounted}")
+        found = Readers(mounted, copies=1).results(120)
         guest.fact("old mounts that work again", sum("error" not in digests for _, digests in found))
         expect_right(found, images, errors_allowed=True)
     with guest.step("mount anew"):
