@@ -1,6 +1,7 @@
 """Other programs that do what ours do: found on PATH, in the cache, or told by variables.
 
 NYDUS2_BIN    directory of nydus-image and nydusd 2.x (scripts/build-peers.sh builds them)
+NYDUS3_BIN    directory of nydus 3 (built from its branch v3 with the features cli, fuse and fanotify)
 EROFS_BIN     directory of mkfs.erofs 1.9
 """
 
@@ -38,6 +39,11 @@ def find(program: str, variable: str, cached: str) -> Path:
 def nydus2(program: str) -> Path:
     """nydus-image or nydusd of Nydus 2."""
     return find(program, "NYDUS2_BIN", "peers/nydus-2*/bin")
+
+
+def nydus3() -> Path:
+    """nydus of Nydus 3."""
+    return find("nydus", "NYDUS3_BIN", "peers/nydus-3*/bin")
 
 
 def mkfs_erofs() -> Path:
@@ -90,43 +96,80 @@ def push_blob(registry: str, repository: str, data: bytes) -> str:
     return digest
 
 
-class Nydusd:
-    """nydusd serving a bootstrap over FUSE at `mount_point`, blobs from a registry, an empty cache."""
+class Nydus3Image:
+    """A tree as `nydus build` makes it with its defaults (4 MiB groups, zstd): one bootstrap, one blob."""
 
-    def __init__(self, bootstrap: Path, registry: str, repository: str, directory: Path) -> None:
-        self.mount_point = directory / "mnt"
+    def __init__(self, tree: Path, directory: Path) -> None:
+        (directory / "blobs").mkdir(parents=True)
+        self.bootstrap = directory / "bootstrap"
+        subprocess.run(
+            [nydus3(), "build", "--blob-dir", directory / "blobs", "--bootstrap", self.bootstrap, "-l", "warn", tree],
+            check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        (self.blob,) = (path for path in (directory / "blobs").iterdir() if "." not in path.name)
+        self.bootstrap_digest = ""  # once it lies in a registry
+
+    def packed_bootstrap(self) -> bytes:
+        """The bootstrap as it crosses the wire: gzip."""
+        return subprocess.run(["gzip", "-c", self.bootstrap], check=True, capture_output=True).stdout
+
+
+class PeerMount:
+    """A peer's daemon serving a mount at `directory`/mnt while the context is open."""
+
+    def __init__(self, directory: Path, command: list[str | Path]) -> None:
+        self.mount_point, self.log = directory / "mnt", directory / "daemon.log"
         self.mount_point.mkdir(parents=True)
-        (directory / "cache").mkdir()
-        config = {
-            "device": {
-                "backend": {"type": "registry", "config": {"scheme": "http", "host": registry, "repo": repository}},
-                "cache": {"type": "blobcache", "config": {"work_dir": str(directory / "cache")}},
-            },
-            "mode": "direct",
-            "digest_validate": False,
-            "enable_xattr": True,
-            "fs_prefetch": {"enable": False},
-        }
-        (directory / "config.json").write_text(json.dumps(config))
-        with open(directory / "nydusd.log", "wb") as log:
-            self._process = subprocess.Popen(
-                [nydus2("nydusd"), "fuse", "--bootstrap", bootstrap, "--config", directory / "config.json",
-                 "--mountpoint", self.mount_point, "--rlimit-nofile", "0", "--log-level", "warn"],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
-        self.log = directory / "nydusd.log"
+        with open(self.log, "wb") as log:
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def __enter__(self) -> Self:
         for _ in range(500):
-            if os.path.ismount(self.mount_point):
+            if self.mount_point.is_mount():
                 return self
             if self._process.poll() is not None:
                 break
             time.sleep(0.01)
         self.__exit__()
-        raise RuntimeError("nydusd does not start: " + self.log.read_text()[-2000:])
+        raise RuntimeError("the peer does not start: " + self.log.read_text()[-2000:])
 
     def __exit__(self, *exception: object) -> None:
         subprocess.run(["umount", "-l", self.mount_point], stderr=subprocess.DEVNULL)
         self._process.terminate()
-        self._process.wait()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def nydus2_mount(bootstrap: Path, registry: str, repository: str, directory: Path) -> PeerMount:
+    """nydusd serving a bootstrap over FUSE, blobs from a registry, an empty cache."""
+    (directory / "cache").mkdir(parents=True)
+    config = {
+        "device": {
+            "backend": {"type": "registry", "config": {"scheme": "http", "host": registry, "repo": repository}},
+            "cache": {"type": "blobcache", "config": {"work_dir": str(directory / "cache")}},
+        },
+        "mode": "direct",
+        "digest_validate": False,
+        "enable_xattr": True,
+        "fs_prefetch": {"enable": False},
+    }
+    (directory / "config.json").write_text(json.dumps(config))
+    fixed: list[str | Path] = ["--rlimit-nofile", "0", "--log-level", "warn", "--mountpoint", directory / "mnt"]
+    command = [nydus2("nydusd"), "fuse", "--bootstrap", bootstrap, "--config", directory / "config.json", *fixed]
+    return PeerMount(directory, command)
+
+
+def nydus3_mount(bootstrap: Path, registry: str, repository: str, directory: Path) -> PeerMount:
+    """`nydus fanotify` serving a bootstrap, blobs from a registry, an empty cache, no prefetch."""
+    (directory / "cache").mkdir(parents=True)
+    config = {
+        "backend": {"type": "registry", "config": {"host": registry, "repo": repository, "insecure": True}},
+        "cache": {"type": "local", "config": {"dir": str(directory / "cache")}},
+        "prefetch": {"enable": False},
+    }
+    (directory / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
+    fixed: list[str | Path] = ["--config", directory / "config.yaml", "--mountpoint", directory / "mnt"]
+    return PeerMount(directory, [nydus3(), "fanotify", "--bootstrap", bootstrap, *fixed])

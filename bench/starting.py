@@ -6,13 +6,23 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from bench.demo import compressed_size, full_pull, lazy_start, run
 from bench.link import Link
 from bench.measure import Row, Sample
 from bench.node import BUILDER, drop_caches
-from bench.peers import MissingPeer, Nydusd, NydusImage, push_blob
+from bench.peers import (
+    MissingPeer,
+    Nydus3Image,
+    NydusImage,
+    PeerMount,
+    nydus2_mount,
+    nydus3_mount,
+    push_blob,
+)
 from bench.workload import start_application
 from tests.images import catalog
 from tests.images.layout import push
@@ -22,75 +32,96 @@ RATE, RTT = 3e6, 0.02
 
 
 def rows(runs: int) -> list[Row]:
-    """Pull and unpack, ours, and Nydus 2, in turn."""
+    """Pull and unpack, ours, and the peers, in turn."""
     layout = catalog.image("debian") / "oci"
     with tempfile.TemporaryDirectory(prefix="erofs-bench-") as name:
         scratch = Path(name)
         with docker_registry(scratch / "registry") as registry:
             push(layout, f"{registry}/debian:12")
             run(BUILDER, "convert", "--insecure", f"docker://{registry}/debian:12", f"docker://{registry}/debian:erofs")
-            nydus, note = _prepare_nydus(scratch, registry, layout)
+            peers, notes = _prepare_peers(scratch, registry, layout)
             with Link(registry, RATE, RTT) as link:
-                return _measure(runs, link, scratch, nydus, note, compressed_size(layout))
+                samples = _measure(runs, link, scratch, peers)
+    return _rows(samples, {name: peer.title for name, peer in peers.items()}, notes, compressed_size(layout))
 
 
-def _prepare_nydus(scratch: Path, registry: str, layout: Path) -> tuple[NydusImage | None, str]:
+class _Peer(NamedTuple):
+    """A peer's image in the registry, and what mounts it."""
+
+    title: str
+    bootstrap_digest: str
+    mount: Callable[[Path, str, str, Path], PeerMount]
+
+
+def _prepare_peers(scratch: Path, registry: str, layout: Path) -> tuple[dict[str, _Peer], list[str]]:
+    """Build and publish the image for each peer that is here; and what is said of those that are not."""
+    peers: dict[str, _Peer] = {}
+    notes = []
     run("umoci", "unpack", "--image", f"{layout}:latest", scratch / "tree")
-    try:
-        image = NydusImage.build(scratch / "tree/rootfs", scratch / "nydus")
-    except MissingPeer as missing:
-        return None, str(missing)
-    finally:
-        shutil.rmtree(scratch / "tree")
-    push_blob(registry, "debian", image.blob.read_bytes())
-    image.bootstrap_digest = push_blob(registry, "debian", image.packed_bootstrap())
-    return image, ""
+    tree = scratch / "tree/rootfs"
+    builders: list[tuple[str, str, Callable[[], NydusImage | Nydus3Image], Callable[..., PeerMount]]] = [
+        ("nydus2", "Nydus 2", lambda: NydusImage.build(tree, scratch / "nydus2"), nydus2_mount),
+        ("nydus3", "Nydus 3", lambda: Nydus3Image(tree, scratch / "nydus3"), nydus3_mount),
+    ]
+    for name, title, build, mount in builders:
+        try:
+            image = build()
+        except MissingPeer as missing:
+            notes.append(str(missing))
+            continue
+        push_blob(registry, "debian", image.blob.read_bytes())
+        peers[name] = _Peer(title, push_blob(registry, "debian", image.packed_bootstrap()), mount)
+    shutil.rmtree(scratch / "tree")
+    return peers, notes
 
 
-def _nydus_start(link: Link, image: NydusImage, directory: Path) -> tuple[float, int]:
+def _peer_start(link: Link, peer: _Peer, directory: Path) -> tuple[float, int]:
     """Fetch the bootstrap, mount, start; returns seconds and bytes."""
     directory.mkdir()
     drop_caches()
     link.reset()
     begin = time.monotonic()
-    url = f"http://{link.address}/v2/debian/blobs/{image.bootstrap_digest}"
+    url = f"http://{link.address}/v2/debian/blobs/{peer.bootstrap_digest}"
     subprocess.run(f"curl -fsS {url} | gunzip > {directory}/bootstrap", shell=True, check=True)
-    with Nydusd(directory / "bootstrap", link.address, "debian", directory / "node") as node:
+    with peer.mount(directory / "bootstrap", link.address, "debian", directory / "node") as node:
         start_application(node.mount_point)
         return time.monotonic() - begin, sum(link.counters()[:2])
 
 
-def _measure(runs: int, link: Link, scratch: Path, nydus: NydusImage | None, note: str, compressed: int) -> list[Row]:
-    names = ("full", "ours", "nydus")
-    seconds, fetched = {name: Sample() for name in names}, {name: Sample() for name in names}
+def _measure(runs: int, link: Link, scratch: Path, peers: dict[str, _Peer]) -> dict[str, tuple[Sample, Sample]]:
+    """Seconds and bytes of each way, in turn, `runs` times."""
+    samples = {name: (Sample(), Sample()) for name in ("full", "ours", *peers)}
     for number in range(runs):
         place = scratch / f"run{number}"
         place.mkdir()
-        for name, way in (
-            ("full", full_pull(link, place / "full", "debian:12")),
-            ("ours", lazy_start(link, place / "ours", "debian:12", "--insecure")),
-        ):
-            seconds[name].add(way.output)
-            fetched[name].add(way.fetched)
-        if nydus:
-            spent, count = _nydus_start(link, nydus, place / "nydus")
-            seconds["nydus"].add(spent)
-            fetched["nydus"].add(count)
+        full = full_pull(link, place / "full", "debian:12")
+        ours = lazy_start(link, place / "ours", "debian:12", "--insecure")
+        results = {"full": (full.output, full.fetched), "ours": (ours.output, ours.fetched)}
+        results |= {name: _peer_start(link, peer, place / name) for name, peer in peers.items()}
+        for name, (seconds, fetched) in results.items():
+            samples[name][0].add(seconds)
+            samples[name][1].add(fetched)
         shutil.rmtree(place)
-    return _rows(seconds, fetched, compressed, note)
+    return samples
 
 
-def _rows(seconds: dict[str, Sample], fetched: dict[str, Sample], compressed: int, note: str) -> list[Row]:
-    share = {name: Sample([value / compressed * 100 for value in sample.values]) for name, sample in fetched.items()}
+def _rows(
+    samples: dict[str, tuple[Sample, Sample]], titles: dict[str, str], notes: list[str], compressed: int
+) -> list[Row]:
+    share = {
+        name: Sample([value / compressed * 100 for value in fetched.values]) for name, (_, fetched) in samples.items()
+    }
+    seconds = {name: sample for name, (sample, _) in samples.items()}
     full = seconds["full"].median
-    has_peer = bool(seconds["nydus"].values)
-    peer = f"Nydus 2 {share['nydus'].text('%')}" if has_peer else note
-    factor = f"Nydus 2 {seconds['nydus'].text('s')}, {full / seconds['nydus'].median:.1f}×" if has_peer else note
+    bytes_of_peers = [f"{title} {share[name].text('%')}" for name, title in titles.items()]
+    time_of_peers = [
+        f"{title} {seconds[name].text('s')}, {full / seconds[name].median:.1f}×" for name, title in titles.items()
+    ]
     raw = {f"{name} seconds": sample.values for name, sample in seconds.items()}
-    raw |= {f"{name} bytes": sample.values for name, sample in fetched.items()}
+    raw |= {f"{name} bytes": fetched.values for name, (_, fetched) in samples.items()}
     return [
-        Row("R1", "bytes until the start / compressed image", share["ours"].text("%"), peer, share["ours"].median, 8.5,
-            larger=False, unit=" %", samples=raw),
-        Row("R2", f"full pull ({full:.1f} s) / lazy start", seconds["ours"].text("s"), factor,
-            full / seconds["ours"].median, 9, larger=True, unit="×", samples=raw),
+        Row("R1", "bytes until the start / compressed image", share["ours"].text("%"),
+            "; ".join([*bytes_of_peers, *notes]), share["ours"].median, 8.5, larger=False, unit=" %", samples=raw),
+        Row("R2", f"full pull ({full:.1f} s) / lazy start", seconds["ours"].text("s"),
+            "; ".join([*time_of_peers, *notes]), full / seconds["ours"].median, 9, larger=True, unit="×", samples=raw),
     ]  # fmt: skip
