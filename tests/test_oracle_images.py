@@ -29,6 +29,14 @@ class Converted(NamedTuple):
     tree: Path
     reference: str
     options: list[str]  # of the comparison
+    scratch: Path
+
+    def flat(self, form: str) -> Path:
+        """The artifact as one flat EROFS file, exported once."""
+        file = self.scratch / f"{form}.erofs"
+        if not file.exists():
+            oracles.run(oracles.BUILDER, "export", self.reference, file, "--form", form)
+        return file
 
 
 @pytest.fixture(scope="module", params=IMAGES)
@@ -45,7 +53,7 @@ def image(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         if name == "adversarial":
             mend_umoci(tree)
         reference = oracles.convert(name, scratch / "artifact")
-        yield Converted(name, tree, reference, ignoring_mtimes(oracles.undefined_mtimes(name)))
+        yield Converted(name, tree, reference, ignoring_mtimes(oracles.undefined_mtimes(name)), scratch)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -60,19 +68,15 @@ def test_lazily_served_tree_equals_umoci_unpack(image: Converted, form: str, tmp
 
 @pytest.mark.parametrize("form", FORMS)
 def test_flat_export_equals_umoci_unpack(image: Converted, form: str, tmp_path: Path) -> None:
-    flat = tmp_path / "flat.erofs"
-    oracles.run(oracles.BUILDER, "export", image.reference, flat, "--form", form)
-    with oracles.mounted(flat, tmp_path / "mnt"):
+    with oracles.mounted(image.flat(form), tmp_path / "mnt"):
         assert_same(image.tree, tmp_path / "mnt", *image.options)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_fsck_extracts_the_same_bytes(image: Converted, form: str, tmp_path: Path) -> None:
-    flat = tmp_path / "flat.erofs"
-    oracles.run(oracles.BUILDER, "export", image.reference, flat, "--form", form)
     with oracles.tmpfs(tmp_path / "tmpfs"):
         target = tmp_path / "tmpfs" / "extracted"
-        erofs_utils.run("fsck.erofs", f"--extract={target}", "--preserve", "--xattrs", flat)
+        erofs_utils.run("fsck.erofs", f"--extract={target}", "--preserve", "--xattrs", image.flat(form))
         _mend_fsck(image.tree, target)
         # fsck.erofs stops at an empty user xattr, and sets the owner last, at which the kernel drops capabilities.
         assert_same(image.tree, target, "--only-xattrs=trusted.,system.", "--ignore-mtime=.", *image.options)
@@ -89,10 +93,9 @@ def _mend_fsck(expected: Path, extracted: Path) -> None:
 
 
 def test_mkfs_of_the_unpacked_tree_reads_the_same(image: Converted, tmp_path: Path) -> None:
-    ours, theirs = tmp_path / "ours.erofs", tmp_path / "theirs.erofs"
-    oracles.run(oracles.BUILDER, "export", image.reference, ours, "--form", "encoded")
+    theirs = tmp_path / "theirs.erofs"
     erofs_utils.run("mkfs.erofs", "-x1", "--quiet", theirs, image.tree)
-    with oracles.mounted(ours, tmp_path / "a"), oracles.mounted(theirs, tmp_path / "b"):
+    with oracles.mounted(image.flat("encoded"), tmp_path / "a"), oracles.mounted(theirs, tmp_path / "b"):
         assert_same(tmp_path / "b", tmp_path / "a", *image.options)
 
 
