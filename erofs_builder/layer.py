@@ -189,6 +189,7 @@ def _node(entry: TarEntry, path: bytes) -> Node:
         node.children = {}
     elif kind == tarstream.SYMLINK:
         node.target = entry.link
+        node.mode = stat.S_IFLNK | 0o777  # Linux knows no other, whatever an archive says
         if not 1 <= len(entry.link) <= _TARGET_LIMIT or b"\0" in entry.link:
             raise UnsupportedError(f"{_show(path)}: a symlink target of {len(entry.link)} bytes, or with a NUL byte")
     elif kind in (tarstream.CHAR, tarstream.BLOCK_DEVICE):
