@@ -5,7 +5,7 @@ it where it is missing and prints the directory.
 
 debian       Debian bookworm minbase, + python3, numpy, requests, + build-essential: three layers made by umoci, gzip
 debian-plain the same image with uncompressed layers
-debian-next  its successor: one package of each layer upgraded by rebuilding them (one more layer on top)
+debian-old   its predecessor, from the packages of the point release: what a security update changes lies between them
 small        50,000 small files in one layer
 adversarial  everything that a tar layer may hold, in layers written by tarfile, GNU tar and bsdtar
 layers127    127 small layers

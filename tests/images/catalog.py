@@ -9,6 +9,7 @@ from tests.images import adversarial, cache, debian, layout, small
 
 SCRIPTS = {
     "debian": (debian.__file__,),
+    "debian-old": (debian.__file__,),
     "debian-plain": (debian.__file__, layout.__file__),
     "small": (small.__file__, layout.__file__),
     "adversarial": (adversarial.__file__, layout.__file__),
@@ -16,6 +17,7 @@ SCRIPTS = {
 }
 IMAGES: dict[str, Callable[[Path], None]] = {
     "debian": debian.build_debian,
+    "debian-old": lambda directory: debian.build_debian(directory, updates=False),
     "debian-plain": lambda directory: debian.build_debian_plain(directory, image("debian")),
     "small": small.build_small,
     "adversarial": adversarial.build_adversarial,

@@ -29,8 +29,11 @@ def _run(*command: str | Path) -> None:
         raise RuntimeError(f"{command[0]} failed with {done.returncode}")
 
 
-def _packages_tree(tar: Path, packages: Sequence[str]) -> None:
+def _packages_tree(tar: Path, packages: Sequence[str], updates: bool) -> None:
     include = ["--include=" + ",".join(packages)] if packages else []
+    if not updates:
+        # Before its first update apt forgets the sources of security and other updates.
+        include.append('--setup-hook=sed -i -e /security/d -e /-updates/d "$1/etc/apt/sources.list"')
     os.environ["SOURCE_DATE_EPOCH"] = EPOCH
     try:
         _run("mmdebstrap", "--variant=minbase", "--format=tar", *include, SUITE, tar)
@@ -47,14 +50,14 @@ def _replace_tree(root: Path, tar: Path) -> None:
     _run("tar", "-C", root, "--numeric-owner", "--xattrs", "--xattrs-include=*", "-xpf", tar)
 
 
-def build_debian(directory: Path) -> None:
-    """Make the image in `directory`/oci."""
+def build_debian(directory: Path, updates: bool = True) -> None:
+    """Make the image in `directory`/oci; without `updates` from the packages of the point release alone."""
     image, bundle, tar = f"{directory / 'oci'}:latest", directory / "bundle", directory / "tree.tar"
     _run("umoci", "init", "--layout", directory / "oci")
     _run("umoci", "new", "--image", image)
     _run("umoci", "unpack", "--image", image, bundle)
     for packages in ((), RUNTIME, RUNTIME + COMPILER):
-        _packages_tree(tar, packages)
+        _packages_tree(tar, packages, updates)
         _replace_tree(bundle / "rootfs", tar)
         _run("umoci", "repack", "--refresh-bundle", "--image", image, bundle)
     _run(
