@@ -55,6 +55,7 @@ class Daemon:
 
     def stop(self):
         """SIGTERM, and wait for its end."""
+        expect(self.process.poll() is None, f"serve had ended before SIGTERM: {log_tail()}")
         self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(30)
@@ -68,6 +69,11 @@ class Daemon:
             for pid in pids:
                 os.kill(pid, number)
         self.process.wait()
+
+    def await_processes(self, what):
+        """The same, once there are some."""
+        wait_for(lambda: self.processes(what), 60, f"no {what} came back: {log_tail()}")
+        return self.processes(what)
 
     def processes(self, what):
         """Pids of the daemon's processes whose command line has `what`."""

@@ -24,7 +24,7 @@ LIMITS = """## What a kernel cannot do
 | 5.19 to 6.7, as released | cachefiles without `restore` and without a second OPEN of a lost object | after the \
 keeper's death readers of data not yet cached get EIO until the image is mounted anew (Debian's 6.1.192 has both) |
 | before 6.10 | no zstd in EROFS | decoded form only |
-| cachefiles before 6.12 | a write at an unaligned offset lands at the rounded-down one | the worker writes whole, aligned \
+| cachefiles before 6.12 | a write at an unaligned offset lands at the rounded-down one | whole, aligned \
 4 KiB blocks only |
 | fanotify before 7.1 | metadata reads raise no event | metadata is fetched whole and verified before the mount |
 | 7.1.8, 7.2 and later | cachefiles on-demand mode is gone | the fanotify plane |

@@ -13,11 +13,12 @@ def host(host):
     from rig.product import published, slow_link
 
     task = published(host)
-    return slow_link(host, task, rate=1.0e6)
+    return slow_link(host, task, rate=0.4e6)
 
 
 def kills(guest):
     """Readers wait, then get the right bytes."""
+    from lib import expect
     from product import Daemon, Readers, expect_right, loader, mount_point
 
     images = guest.task["images"]
@@ -27,13 +28,16 @@ def kills(guest):
         for name, image in images.items():
             loader("mount", image["reference"], mount_point(name))
     readers = Readers([mount_point(name) for name in images], copies=4)
-    for what, rounds, pause in (("loader.worker", 5, 1.0), ("keeper", 2, 2.0)):
-        with guest.step(f"SIGKILL {what}") as record:
-            record["killed"], record["readers"] = 0, readers.running()
+    for what, rounds, pause in (("loader.worker", 5, 1.0), ("loader.keeper", 2, 2.0)):
+        with guest.step(f"SIGKILL {what}, {rounds} times"):
+            killed = 0
             for _ in range(rounds):
                 time.sleep(pause)
-                for pid in daemon.processes(what):
-                    record["killed"] += _kill(pid)
+                killed += sum(_kill(pid) for pid in daemon.await_processes(what))
+            guest.fact(f"{what} killed", killed)
+            guest.fact(f"readers still reading after that ({what})", readers.running())
+            expect(killed >= rounds, f"only {killed} processes were there to be killed")
+    expect(readers.running(), "all readers had ended before the last kill: the test proves nothing")
     with guest.step("every byte, by every reader"):
         expect_right(readers.results(240), images)
     with guest.step("umount"):

@@ -15,6 +15,7 @@ def host(host):
 
 def away(guest):
     """Stopped for some seconds while everything is wanted."""
+    from lib import expect
     from product import Daemon, Readers, expect_right, loader, mount_point
 
     images = guest.task["images"]
@@ -28,7 +29,8 @@ def away(guest):
         time.sleep(1)
         guest.ask("registry_stop")
         time.sleep(8)
-        record["waiting"] = readers.running()
+        waiting = record["waiting"] = readers.running()
+        expect(waiting, "all readers had ended: the test proves nothing")
         guest.ask("registry_start")
     with guest.step("every byte, by every reader"):
         expect_right(readers.results(150), images)

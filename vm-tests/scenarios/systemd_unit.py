@@ -1,0 +1,98 @@
+"""systemd as PID 1, the installed unit: reload, restart, crash, watchdog and upgrade under load; a clean reboot."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+SYSTEMD = True
+BOOTS = ("under_load", "after_reboot")
+LIMIT = 480
+# No mount namespace of its own (its mounts are for the whole machine), so the Protect…= settings that need one are out.
+EXPOSURE = 5.1
+
+
+def host(host):
+    """Two images; a slow link that lets reading last through it all."""
+    from rig.product import published, slow_link
+
+    task = published(host)
+    return {**slow_link(host, task, rate=0.25e6), "fast": task["images"]}
+
+
+def under_load(guest):
+    """Everything that may happen to a unit while eight processes read."""
+    import unit
+    from lib import expect, run, wait_for
+    from product import Readers, expect_right, mount_point
+
+    images = guest.task["images"]
+    unit.install(guest)
+    with guest.step("systemd-analyze verify and security"):
+        run("systemd-analyze", "verify", unit.NAME)
+        table = run("systemd-analyze", "security", "--no-pager", unit.NAME).stdout
+        exposure = float(table.strip().splitlines()[-1].split(":")[1].split()[0])
+        guest.fact("exposure", exposure)
+        expect(exposure <= EXPOSURE, f"exposure {exposure}")
+    with guest.step("systemctl start (Type=notify)"):
+        unit.systemctl("start")
+        unit.loader("status")
+    with guest.step("mount both"):
+        for name, image in images.items():
+            unit.loader("mount", image["reference"], mount_point(name))
+        guest.fact("descriptors in the store", int(unit.show("NFileDescriptorStore")))
+    readers = Readers([mount_point(name) for name in images], copies=4)
+    with guest.step("systemctl reload"):
+        before = unit.main_pid()
+        unit.systemctl("reload")
+        expect(unit.main_pid() == before, "the main process changed")
+    with guest.step("systemctl restart"):
+        unit.systemctl("restart")
+        expect(unit.main_pid() != before, "the main process did not change")
+    with guest.step("SIGKILL the main process"):
+        _replaced(unit, wait_for, lambda pid: os.kill(pid, signal.SIGKILL))
+    with guest.step("the watchdog ends a main process that hangs"):
+        _replaced(unit, wait_for, lambda pid: os.kill(pid, signal.SIGSTOP))
+    with guest.step("upgrade to another build"):
+        other = Path("/run/other-build")
+        unit.copy_tree(other)
+        unit.use_tree(other)
+        unit.systemctl("restart")
+        expect(unit.tree_of(unit.main_pid()) == str(other), f"the code is {unit.tree_of(unit.main_pid())}")
+    guest.fact("readers still reading after all that", readers.running())
+    with guest.step("every byte, by every reader"):
+        expect_right(readers.results(240), images)
+    with guest.step("umount and stop"):
+        for name in images:
+            unit.loader("umount", mount_point(name))
+        unit.systemctl("stop")
+        expect(unit.show("Result") == "success", f"result {unit.show('Result')}: {unit.journal()}")
+
+
+def _replaced(unit, wait_for, harm):
+    before = unit.main_pid()
+    harm(before)
+    started = time.monotonic()
+    wait_for(
+        lambda: unit.main_pid() not in (0, before) and unit.show("ActiveState") == "active",
+        90,
+        f"the unit did not come back: {unit.journal()}",
+    )
+    return time.monotonic() - started
+
+
+def after_reboot(guest):
+    """After a shutdown by systemd the cache serves without the registry."""
+    import unit
+    from product import compare, mount_point
+
+    unit.install(guest)
+    guest.ask("registry_stop")
+    with guest.step("start without the registry"):
+        unit.systemctl("start")
+    with guest.step("every byte from the cache"):
+        for name, image in guest.task["images"].items():
+            unit.loader("mount", image["reference"], mount_point(name))
+            compare(mount_point(name), image["files"])
+    with guest.step("stop"):
+        unit.systemctl("stop")
