@@ -25,6 +25,7 @@ METADATA_TYPES = {
     Form.ENCODED: "application/vnd.erofs-ondemand.metadata.encoded.v1+zstd",
     Form.DECODED: "application/vnd.erofs-ondemand.metadata.decoded.v1+zstd",
 }
+_SINGLE = {CONTENTS_TYPE, *METADATA_TYPES.values()}
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 EMPTY_CONFIG = b"{}"
@@ -72,6 +73,9 @@ class Artifact:
             if document.get("artifactType") != ARTIFACT_TYPE:
                 raise ArtifactError(f"not an erofs-ondemand artifact: artifactType {document.get('artifactType')!r}")
             layers = [descriptor_from_json(layer) for layer in document["layers"]]
+            single = [each.media_type for each in layers if each.media_type in _SINGLE]
+            if len(single) != len(set(single)):
+                raise ArtifactError("malformed artifact manifest: two content indexes, or two payloads of one form")
             subject = document.get("subject")
             return cls(
                 blobs=[layer for layer in layers if layer.media_type == BLOB_TYPE],

@@ -5,6 +5,7 @@ Any kernel that knows the form mounts it alone, and `fsck.erofs --extract` reads
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
@@ -17,6 +18,8 @@ from erofs_builder.frames import Frame
 from erofs_builder.model import Blob, Node
 from erofs_builder.payload import Form
 
+_SKIPPABLE = struct.Struct("<II")  # magic, length of what follows
+_SKIPPABLE_MAGIC = 0x184D2A50
 OpenBlob = Callable[[Blob], BinaryIO]
 
 
@@ -54,12 +57,17 @@ def decode_frame(data: bytes, frame: Frame, name: str) -> bytes:
     """The content of a verified frame; never more than its table says."""
     what = f"blob {name}, frame {frame.number} at {frame.encoded_offset}"
     try:
-        if zstandard.get_frame_parameters(data).content_size != frame.decoded_size:
-            raise IntegrityError(f"{what}: does not decode to {frame.decoded_size} bytes")
+        header = zstandard.get_frame_parameters(data)
+        if header.content_size != frame.decoded_size or not header.has_checksum:
+            raise IntegrityError(f"{what}: does not decode to {frame.decoded_size} bytes, or has no checksum")
         # The skippable frame behind the first one is padding; a decompressor object stops where the first one ends.
-        content = zstandard.ZstdDecompressor(max_window_size=1 << 20).decompressobj().decompress(data)
+        decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 20).decompressobj()
+        content = decompressor.decompress(data)
     except zstandard.ZstdError as error:
         raise IntegrityError(f"{what}: {error}") from None
+    padding = decompressor.unused_data
+    if padding and padding != _SKIPPABLE.pack(_SKIPPABLE_MAGIC, len(padding) - 8) + bytes(len(padding) - 8):
+        raise IntegrityError(f"{what}: what lies behind it is no padding")
     if len(content) != frame.decoded_size:
         raise IntegrityError(f"{what}: decodes to {len(content)} bytes instead of {frame.decoded_size}")
     return content
