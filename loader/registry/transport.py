@@ -2,6 +2,9 @@
 
 A transport sends one request and returns the answer as it came: it follows no redirect, repeats nothing that could
 have had an effect, and adds no credentials. Errors never quote a query string (signed URLs carry secrets there).
+
+Ranges of blobs go over pools of their own (urllib3), as fast as can be; everything else through `requests` (session.py),
+which is imported when it is first needed.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 import urllib3
@@ -20,6 +23,9 @@ from urllib3.exceptions import HTTPError, LocationParseError, NewConnectionError
 
 from loader.errors import RegistryError, TransientRegistryError, UsageError
 from loader.registry.config import RegistryConfig
+
+if TYPE_CHECKING:
+    from loader.registry.session import DocumentSession
 
 USER_AGENT = "erofs-ondemand/0.1"
 # Who runs with --insecure knows; once a request would be noise.
@@ -70,6 +76,15 @@ class Transport(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class HostSettings:
+    """How one host is spoken to. `timeout` is (connect, read) in seconds, `proxy` a URL."""
+
+    timeout: tuple[float | None, float | None]
+    context: ssl.SSLContext | None
+    proxy: str | None
+
+
 def public_url(url: str) -> str:
     """A URL as a message may show it: without credentials and query."""
     parts = urlsplit(url)
@@ -77,12 +92,13 @@ def public_url(url: str) -> str:
 
 
 class PooledTransport:
-    """urllib3 with kept connections, proxies from the environment and per-host TLS settings. Thread-safe."""
+    """Kept connections, proxies from the environment and per-host TLS settings. Thread-safe."""
 
     def __init__(self, config: RegistryConfig) -> None:
         self._config = config
         self._lock = threading.Lock()
         self._pools: dict[tuple[str, str], urllib3.PoolManager] = {}
+        self._session: DocumentSession | None = None
 
     def send(self, request: HttpRequest) -> HttpResponse:
         """Send one request; a kept connection that turns out to be dead is replaced once where that is harmless."""
@@ -97,22 +113,36 @@ class PooledTransport:
     def close(self) -> None:
         with self._lock:
             pools, self._pools = list(self._pools.values()), {}
+            session, self._session = self._session, None
         for pool in pools:
             pool.clear()
+        if session is not None:
+            session.close()
 
     def _send(self, request: HttpRequest) -> HttpResponse:
+        headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **request.headers}
         with mapped_errors(request.url):
+            if "Range" not in headers:
+                return _PooledResponse(self._documents().send(request, headers), request.url)
             raw = self._pool(request.url).request(
                 request.method,
                 request.url,
                 body=request.body,
-                headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **request.headers},
+                headers=headers,
                 retries=False,
                 redirect=False,
                 preload_content=False,
                 decode_content=False,
             )
             return _PooledResponse(raw, request.url)
+
+    def _documents(self) -> DocumentSession:
+        with self._lock:
+            if self._session is None:
+                from loader.registry.session import DocumentSession
+
+                self._session = DocumentSession(self._settings)
+            return self._session
 
     def _pool(self, url: str) -> urllib3.PoolManager:
         parts = urlsplit(url)
@@ -122,25 +152,35 @@ class PooledTransport:
             with self._lock:
                 pool = self._pools.get(key)
                 if pool is None:
-                    pool = self._pools[key] = self._make_pool(parts.scheme, parts.netloc)
+                    pool = self._pools[key] = _make_pool(self._settings(url))
         return pool
 
-    def _make_pool(self, scheme: str, netloc: str) -> urllib3.PoolManager:
-        host = self._config.host(netloc)
-        timeout = urllib3.Timeout(connect=host.connect_timeout, read=host.timeout)
-        context = _tls_context(host.ca_file, host.insecure) if scheme == "https" else None
-        proxy = urllib.request.getproxies_environment().get(scheme)
-        bypass = urllib.request.proxy_bypass(netloc)
-        if proxy and not bypass:
-            proxy_url = proxy if "://" in proxy else f"http://{proxy}"
-            return urllib3.ProxyManager(
-                proxy_url,
-                proxy_headers=_proxy_headers(proxy_url),
-                maxsize=_POOL_SIZE,
-                timeout=timeout,
-                ssl_context=context,
-            )
-        return urllib3.PoolManager(maxsize=_POOL_SIZE, timeout=timeout, ssl_context=context)
+    def _settings(self, url: str) -> HostSettings:
+        parts = urlsplit(url)
+        host = self._config.host(parts.netloc)
+        context = _tls_context(host.ca_file, host.insecure) if parts.scheme == "https" else None
+        return HostSettings((host.connect_timeout, host.timeout), context, _proxy(parts.scheme, parts.netloc))
+
+
+def _proxy(scheme: str, netloc: str) -> str | None:
+    """The proxy that the environment names for a host."""
+    proxy = urllib.request.getproxies_environment().get(scheme)
+    if not proxy or urllib.request.proxy_bypass(netloc):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
+def _make_pool(settings: HostSettings) -> urllib3.PoolManager:
+    timeout = urllib3.Timeout(connect=settings.timeout[0], read=settings.timeout[1])
+    if settings.proxy:
+        return urllib3.ProxyManager(
+            settings.proxy,
+            proxy_headers=_proxy_headers(settings.proxy),
+            maxsize=_POOL_SIZE,
+            timeout=timeout,
+            ssl_context=settings.context,
+        )
+    return urllib3.PoolManager(maxsize=_POOL_SIZE, timeout=timeout, ssl_context=settings.context)
 
 
 class _StaleConnection(TransientRegistryError):
