@@ -24,6 +24,7 @@ class KeeperConfig:
     plane: str = "fanotify"
     on_stop: str = "keep"
     deadline: float = 90.0  # a request that is older is answered with EIO
+    silence: float = 15.0  # a worker that does not answer a PING for so long is killed
     standby: bool = True  # keep the next worker started, waiting
     cachefiles_dir: Path | None = None  # default: ROOT/cachefiles
     cachefiles_tag: str = "erofs-loader"

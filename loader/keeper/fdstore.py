@@ -39,6 +39,12 @@ class FdStore:
         with contextlib.suppress(OSError):
             self.send(text)
 
+    def beat(self) -> None:
+        """A sign of life. Never waits: a stopped supervisor must not stop its keeper."""
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.send(b"WATCHDOG=1", socket.MSG_DONTWAIT)
+
     def send(self, text: str, fds: list[int] | None = None) -> None:
         if self._socket is not None:
             send_with_fds(self._socket, text.encode(), fds or [])

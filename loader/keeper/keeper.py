@@ -152,6 +152,8 @@ class Keeper:
                 self.plane.answer(pending, body.errno)
         elif kind is Kind.OPENED and isinstance(body, dict):
             self._opened(body)
+        elif kind is Kind.PONG:
+            pass  # it was heard, that is all
         elif kind is Kind.CALL and isinstance(body, dict):
             self.calls.handle(body, self._replier(worker, body.get("token")))
         else:
@@ -258,15 +260,18 @@ class Keeper:
         for pending in self.requests.take_older(self.config.deadline):
             log.error("deadline: %s", pending.describe())
             self.plane.answer(pending, errno.EIO)
-            silent = now - self.worker.last_heard if self.worker else 0.0
-            if self.worker is not None and silent > self.config.deadline:
-                log.error("the worker said nothing for %.0f s: killed", silent)
-                self.worker.signal(signal.SIGKILL)
+        self._watch_worker(now)
         if isinstance(self.plane, FanotifyPlane):
             self.plane.drop_unlinked()
         if self.state.unsaved:
             self.state.save()
-        self.store.notify("WATCHDOG=1")
+        self.store.beat()
+
+    def _watch_worker(self, now: float) -> None:
+        """A worker that is stopped or hangs keeps its readers waiting: it is killed, and the next one gets them."""
+        if self.worker is not None and (silent := self.worker.ping(now)) > self.config.silence:
+            log.error("the worker said nothing for %.0f s: killed", silent)
+            self.worker.signal(signal.SIGKILL)
 
     def _watch_signals(self) -> None:
         ours, theirs = socket.socketpair()
@@ -293,9 +298,15 @@ class Keeper:
             log.warning("%d requests in flight", len(self.requests))
             for pending in self.requests:
                 log.warning("in flight: %s", pending.describe())
+            self._tell_worker(number)
         elif number == signal.SIGUSR2:
             for thread, frame in sys._current_frames().items():
                 log.warning("thread %d:\n%s", thread, "".join(traceback.format_stack(frame)))
+            self._tell_worker(number)
+
+    def _tell_worker(self, number: int) -> None:
+        if self.worker is not None and self.worker.listens:
+            self.worker.signal(number)
 
     def leave(self, mode: str) -> None:
         """Begin to leave: mode keep (mounts stay) or umount."""

@@ -13,11 +13,13 @@ nothing but its own memory. A packet is a kind byte and then a fixed struct (hot
       OPEN     {"id", "object", "volume", "cookie"}, with the writer descriptor: cachefiles: the kernel opens an object:
                answer OPENED. volume and cookie are text (latin-1), volume without its NUL
       CLOSED   {"object"}: cachefiles: the kernel closed an object; close its descriptor
+      PING     {}: answer PONG at once; a worker that is silent for KeeperConfig.silence seconds after it is killed
       RESULT   {"token", "errno", "message", …}: the outcome of a CALL (with the writer descriptor
                where it made an object)
     worker ─▶ keeper
       ANSWER   a request is done (its data was written through the writer descriptor before), or errno
       OPENED   {"id", "size"}: size of the object in bytes, or -errno
+      PONG     {}
       CALL     {"token", "call": name, …}: see CALLS; "token" is any number of the worker's own
 
 How a worker starts. The keeper runs `python -m loader.worker` (KeeperConfig.worker) with these in its environment, next
@@ -58,9 +60,11 @@ class Kind(IntEnum):
     OPEN = 4
     CLOSED = 5
     RESULT = 6
+    PING = 7
     ANSWER = 16
     OPENED = 17
     CALL = 18
+    PONG = 19
 
 
 # name: arguments → result. Every result has "errno" (0 on success) and, when not 0, "message".

@@ -32,7 +32,7 @@ from loader.keeper.state import State
 
 log = logging.getLogger(__name__)
 _LOCK_PATIENCE = 5.0  # seconds: a keeper whose supervisor died under systemd needs a moment to go
-_SILENCE = 60.0  # seconds without a sign of life after which a keeper is killed
+_SILENCE = 20.0  # seconds without a sign of life after which a keeper is killed
 _TICK = 1.0
 _LONGEST_BACKOFF = 5.0
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from loader.keeper.config import KeeperConfig
 from loader.keeper.fdstore import receive_with_fds, send_with_fds
-from loader.keeper.protocol import CONTROL_FD_ENV, KEEPER_FD_ENV, MAX_PACKET, ROOT_ENV, SOCKET_ENV
+from loader.keeper.protocol import CONTROL_FD_ENV, KEEPER_FD_ENV, MAX_PACKET, ROOT_ENV, SOCKET_ENV, Kind, pack_json
 
 log = logging.getLogger(__name__)
 _BUFFER = 1 << 20
@@ -42,6 +42,8 @@ class Worker:
         self.sock = ours
         self.started = time.monotonic()
         self.last_heard = self.started
+        self.listens = False  # it has said something: its signal handlers are there
+        self._pinged = 0.0  # when the PING was sent that is not answered
         self._queue: deque[tuple[bytes, list[int]]] = deque()
         with theirs:
             self.process = subprocess.Popen(
@@ -83,7 +85,15 @@ class Worker:
             if not packet:
                 raise EOFError
             self.last_heard = time.monotonic()
+            self.listens, self._pinged = True, 0.0
             yield packet
+
+    def ping(self, now: float) -> float:
+        """Ask for a sign of life, unless it was asked already; the seconds since then."""
+        if not self._pinged:
+            self._pinged = now
+            self.send(pack_json(Kind.PING, {}))
+        return now - self._pinged
 
     def signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):

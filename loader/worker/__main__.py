@@ -45,6 +45,7 @@ def main() -> int:
     if config.insecure:
         registries = replace(registries, insecure=True)
     service = Service(config, registries, link, _plane(first, config))
+    signal.signal(signal.SIGUSR1, lambda *_: threading.Thread(target=service.log_waiting, name="waiting").start())
     server = ControlServer(listener, Api(service))
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, name="control", daemon=True).start()
     service.serve(itertools.chain([first], packets))
@@ -71,7 +72,7 @@ def _handle_signals(connection: socket.socket, leaving: threading.Event) -> None
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the supervisor, which tells us
     signal.signal(signal.SIGIO, signal.SIG_IGN)  # a lease that ends (mounting.py) would kill us otherwise
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there is a service with something in flight
     faulthandler.register(signal.SIGUSR2, all_threads=True)
 
 

@@ -52,6 +52,8 @@ class Link:
             fd = fds[0] if fds else None
             if kind is Kind.RESULT and isinstance(body, dict):
                 self._resolve(body, fd)
+            elif kind is Kind.PING:
+                self._send(pack_json(Kind.PONG, {}))
             else:
                 yield kind, body, fd
 

@@ -174,6 +174,13 @@ class Service:
         except (LoaderError, OSError) as error:
             log.warning("cannot complete %s: %s", file, error)
 
+    def log_waiting(self) -> None:
+        """Log what readers wait for, and since when."""
+        waiting = sorted(self.flights.waiting(), key=lambda item: -item[2])
+        log.warning("%d frames are waited for", len(waiting))
+        for file, frame, age in waiting:
+            log.warning("in flight: frame %d of %s, for %.3f s", frame, file, age)
+
     def stop(self) -> None:
         """Leave in order: sync what is ready. Requests that are not answered go to the next worker."""
         self._stopped.set()

@@ -69,6 +69,8 @@ class FillWorker:
         elif kind is Kind.CLOSED:
             _, writer, _ = self.objects.pop(body["object"])
             os.close(writer)
+        elif kind is Kind.PING:
+            self.keeper.send(pack_json(Kind.PONG, {}))
         elif kind is Kind.RESULT:
             with self.arrived:
                 self.results[body["token"]] = (body, fd)
