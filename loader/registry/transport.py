@@ -3,8 +3,8 @@
 A transport sends one request and returns the answer as it came: it follows no redirect, repeats nothing that could
 have had an effect, and adds no credentials. Errors never quote a query string (signed URLs carry secrets there).
 
-Ranges of blobs go over pools of their own (urllib3), as fast as can be; everything else through `requests` (session.py),
-which is imported when it is first needed.
+Ranges of blobs go over pools of their own (urllib3), as fast as can be; everything else through `requests`,
+which session.py imports when it is first needed.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.client import InvalidURL
 from typing import TYPE_CHECKING, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import urllib3
 from urllib3.exceptions import HTTPError, LocationParseError, NewConnectionError, ProtocolError, SSLError
@@ -87,8 +88,16 @@ class HostSettings:
 
 def public_url(url: str) -> str:
     """A URL as a message may show it: without credentials and query."""
-    parts = urlsplit(url)
+    parts = split_url(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def split_url(url: str) -> SplitResult:
+    """A URL's parts; RegistryError for what is none, such as a redirect to `http://[`."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        raise RegistryError(f"not a URL: {url.partition('?')[0][:200]!r}") from None
 
 
 class PooledTransport:
@@ -145,7 +154,7 @@ class PooledTransport:
             return self._session
 
     def _pool(self, url: str) -> urllib3.PoolManager:
-        parts = urlsplit(url)
+        parts = split_url(url)
         key = (parts.scheme, parts.netloc)
         pool = self._pools.get(key)
         if pool is None:
@@ -215,7 +224,7 @@ def mapped_errors(url: str) -> Iterator[None]:
     shown = public_url(url)
     try:
         yield
-    except LocationParseError:
+    except (LocationParseError, UnicodeError, InvalidURL):
         raise RegistryError(f"{shown}: not a URL") from None
     except SSLError as error:
         raise _tls_error(shown, error) from None
