@@ -16,7 +16,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
 
-MS_NOSUID, MS_MOVE = 2, 8192
+MS_NOSUID, MS_BIND, MS_MOVE = 2, 4096, 8192
 RB_POWER_OFF = 0x4321FEDC
 SYS_FINIT_MODULE = 313
 EEXIST, EBUSY = 17, 16
@@ -28,7 +28,6 @@ MOUNTS = (
     ("tmpfs", "/dev/shm", "tmpfs", ""),
     ("devpts", "/dev/pts", "devpts", "ptmxmode=666"),
     ("tmpfs", "/run", "tmpfs", "mode=755"),
-    ("tmpfs", "/tmp", "tmpfs", "mode=1777"),
     ("cgroup2", "/sys/fs/cgroup", "cgroup2", ""),
     ("debugfs", "/sys/kernel/debug", "debugfs", ""),
 )
@@ -71,6 +70,7 @@ def prepare_machine() -> dict:
     words = dict(word.partition("=")[::2] for word in Path("/proc/cmdline").read_text().split())
     task = json.loads((Path(words["rig.folder"]) / "task.json").read_text())
     mount_all(MOUNTS[1:])
+    mount_tmp()
     for path in task["modules"]:
         load_module(path)
     Path("/run/disk").mkdir()
@@ -89,6 +89,19 @@ def mount_all(rows) -> None:
         except OSError as error:
             if error.errno != EBUSY:
                 raise
+
+
+def mount_tmp() -> None:
+    """A /tmp that can be written; a repository that lies below /tmp stays where it is."""
+    repository = HERE.parent.parent
+    kept = os.open(repository, os.O_PATH | os.O_DIRECTORY)
+    try:
+        mount("tmpfs", "/tmp", "tmpfs", 0, "mode=1777")
+        if repository.is_relative_to("/tmp"):
+            repository.mkdir(parents=True)
+            mount(f"/proc/self/fd/{kept}", str(repository), "", MS_BIND)
+    finally:
+        os.close(kept)
 
 
 def find_port(name: str):
@@ -126,7 +139,7 @@ def be_systemd() -> None:
     mount(".", "/", "", MS_MOVE)
     os.chroot(".")
     os.chdir("/")
-    mount("tmpfs", "/tmp", "tmpfs", 0, "mode=1777")
+    mount_tmp()
     init = HERE / "init.py"
     (UNITS / "rig.service").write_text(SERVICE.format(python=sys.executable, init=init))
     (UNITS / "rig.target").write_text("[Unit]\nRequires=basic.target rig.service\nAfter=basic.target\n")
