@@ -12,17 +12,18 @@ import json
 import os
 import posixpath
 import shutil
-import tarfile
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 import zstandard
 
 from erofs_builder.digest import Digest
-from erofs_builder.errors import ArtifactError, IntegrityError
+from erofs_builder.errors import ArtifactError, IntegrityError, TarError
 from loader.artifact import descriptor_to_json
 from loader.errors import LoaderError, NotFoundError, TransientRegistryError, UsageError
+from loader.registry import tarscan
 from loader.registry.base import Descriptor
 from loader.registry.documents import DOCKER_MANIFEST_TYPE, MANIFEST_LIMIT, describe_manifest, index_entries
 from loader.registry.layout import pread_whole, resolve_in_index
@@ -62,22 +63,21 @@ class TarFile:
         members: dict[str, _Member] = {}
         links: dict[str, str] = {}
         try:
-            with (
-                os.fdopen(os.dup(self._handle), "rb") as file,
-                tarfile.open(fileobj=_at_start(file), mode="r:") as archive,
-            ):
-                for count, info in enumerate(archive):
-                    if count >= _MAX_MEMBERS:
-                        raise ArtifactError(f"{self.path}: more than {_MAX_MEMBERS} members")
-                    name = posixpath.normpath(info.name).lstrip("/")
-                    if info.isreg():
-                        members[name] = _Member(info.offset_data, info.size)
-                    elif info.issym():
-                        links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), info.linkname))
-                    elif info.islnk():
-                        links[name] = posixpath.normpath(info.linkname)
-        except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+            for count, found in enumerate(tarscan.scan(partial(pread_whole, self._handle))):
+                if count >= _MAX_MEMBERS:
+                    raise ArtifactError(f"{self.path}: more than {_MAX_MEMBERS} members")
+                name = posixpath.normpath(os.fsdecode(found.name)).lstrip("/")
+                link = os.fsdecode(found.link)
+                if found.kind == tarscan.REGULAR:
+                    members[name] = _Member(found.offset, found.size)
+                elif found.kind == tarscan.SYMLINK:
+                    links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), link))
+                elif found.kind == tarscan.HARD_LINK:
+                    links[name] = posixpath.normpath(link)
+        except TarError as error:
             raise ArtifactError(f"{self.path}: not a tar archive ({error})") from None
+        except OSError as error:
+            raise LoaderError(f"{self.path}: {error.strerror}") from None
         for name in links:
             target = name
             for _ in range(_LINK_HOPS):
@@ -220,7 +220,7 @@ class DockerArchive(_ArchiveSource):
             return describe_manifest(self._manifests[Digest.parse(reference)], str(self))
         entry = self._select(reference)
         try:
-            config_name, layers = str(entry["Config"]), [str(name) for name in entry["Layers"] or []]
+            config_name, layers = str(entry["Config"]), [str(name) for name in _listed(entry["Layers"])]
         except (KeyError, TypeError):
             raise ArtifactError(f"{self}: manifest.json lacks Config or Layers") from None
         config = self._tar.read(config_name)
@@ -257,7 +257,7 @@ class DockerArchive(_ArchiveSource):
             raise ArtifactError(f"{self}: manifest.json is not JSON") from None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise ArtifactError(f"{self}: manifest.json is not a list")
-        tags = {str(tag): entry for entry in entries for tag in entry.get("RepoTags") or []}
+        tags = {str(tag): entry for entry in entries for tag in _listed(entry.get("RepoTags"))}
         if reference:
             names = (reference, f"{reference}:latest", f"docker.io/library/{reference}")
             found: dict[str, Any] | None = next((tags[name] for name in names if name in tags), None)
@@ -272,7 +272,7 @@ class DockerArchive(_ArchiveSource):
         try:
             texts = json.loads(config)["rootfs"]["diff_ids"]
             digests = [Digest.parse(text) for text in texts]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise ArtifactError(f"{self}: the config has no diff_ids") from None
         if len(digests) != count:
             raise ArtifactError(f"{self}: {count} layers, but {len(digests)} diff_ids")
@@ -294,9 +294,8 @@ class DockerArchive(_ArchiveSource):
         return Digest(checksum.digest())
 
 
-def _at_start(file: BinaryIO) -> BinaryIO:
-    file.seek(0)  # a duplicate shares its position
-    return file
+def _listed(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _open_plain(path: Path) -> int:
