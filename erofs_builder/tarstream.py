@@ -20,6 +20,7 @@ BLOCK = 512
 # Long names, PAX headers: 1 MiB is what Go accepts; xattrs of 64 KiB each fit sixteen times.
 MAX_EXTENSION = 1 << 20
 _HEADERS_PER_ENTRY = 64
+_MAX_GLOBALS = 256  # each is worked on again for each entry; real archives have a handful
 _EMPTY: dict[bytes, bytes] = {}
 
 REGULAR, HARD_LINK, SYMLINK, CHAR, BLOCK_DEVICE, DIRECTORY, FIFO = b"0123456"
@@ -193,8 +194,11 @@ class TarReader:
                 self._global[key] = value
             else:
                 self._global.pop(key, None)
-        if sum(len(key) + len(value) for key, value in self._global.items()) > MAX_EXTENSION:
-            raise TarError(f"tar: more than {MAX_EXTENSION} bytes of global PAX records at offset {offset}")
+        size = sum(len(key) + len(value) for key, value in self._global.items())
+        if size > MAX_EXTENSION or len(self._global) > _MAX_GLOBALS:
+            raise TarError(
+                f"tar: {len(self._global)} global PAX records, {size} bytes, at offset {offset}: too many"
+            )
 
     def _entry(self, header: Header, block: memoryview, overrides: _Overrides, offset: int) -> TarEntry:
         try:

@@ -20,6 +20,7 @@ from erofs_builder.erofs.layout import (
     Z_COMPRESSION_ZSTD,
     Z_FRAGMENT_WHOLE,
     Z_INDEX_OFFSET,
+    Z_LCLUSTER_BITS_MAX,
     Z_LCLUSTER_INDEX,
     Z_MAP_HEADER,
     blocks_of,
@@ -106,7 +107,9 @@ class EncodedFiles:
             return INODE_COMPRESSED_FULL, Z_MAP_HEADER.size
         if _is_chunked(node):
             return INODE_CHUNK_BASED, len(hole_body(node).data)
-        size = index_size(node)
+        # Cutting a hole of a petabyte into pieces, to see what fits them, takes long: most of it can be told first.
+        least = _index_size(node, Z_LCLUSTER_BITS_MAX)
+        size = least if least > SPARSE_INDEX_MAX else index_size(node)
         if size > SPARSE_INDEX_MAX and any(extent.blob is None for extent in node.extents):
             raise UnsupportedError(
                 f"a sparse file of {node.size} bytes with data in between needs {size} bytes of index"
@@ -178,7 +181,11 @@ def _is_chunked(node: Node) -> bool:
 
 def index_size(node: Node) -> int:
     """Bytes of a file's map header and index."""
-    return Z_INDEX_OFFSET + Z_LCLUSTER_INDEX.size * -(-blocks_of(node.size) >> _cluster_bits(node))
+    return _index_size(node, _cluster_bits(node))
+
+
+def _index_size(node: Node, bits: int) -> int:
+    return Z_INDEX_OFFSET + Z_LCLUSTER_INDEX.size * -(-blocks_of(node.size) >> bits)
 
 
 def _cluster_bits(node: Node) -> int:

@@ -6,6 +6,7 @@ which takes one block: RLE blocks of 128 KiB.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from struct import pack
 
 from erofs_builder.erofs.layout import BLOCK
@@ -16,6 +17,7 @@ _CONTENT_XXH64_LOW = 0x7EC624CB  # the low 32 bits of XXH64 over that many zeros
 _RLE_BLOCK = 128 * 1024
 
 
+@lru_cache(maxsize=1)
 def zero_frame() -> bytes:
     """A zstd frame that decodes to 2,047 blocks of zeros, padded to one block by a skippable frame."""
     # Frame header: checksum flag, 4-byte content size, window descriptor 1 MiB.
