@@ -11,6 +11,7 @@ import zstandard
 from erofs_builder.errors import TarError
 
 CHUNK = 1 << 20
+_FIRST_STEP = 4096
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = 0xFD2FB528
 _SKIPPABLE_MAGIC = 0x184D2A50  # and the 15 after it
@@ -57,41 +58,75 @@ def _plain(head: bytes, stream: Stream) -> Iterator[bytes]:
         head = stream.read(CHUNK)
 
 
-def _gunzip(data: bytes, stream: Stream) -> Iterator[bytes]:
-    offset = len(data)
-    while data:
+class _Feed:
+    """A stream in pieces of any size, with a way to give back what was not used."""
+
+    def __init__(self, head: bytes, stream: Stream) -> None:
+        self._stream = stream
+        self._views = [memoryview(head)]  # the last one is next
+        self.offset = len(head)  # of the stream below
+
+    def take(self, size: int) -> bytes:
+        """1 to `size` bytes, none at the end."""
+        while self._views:
+            view = self._views.pop()
+            if len(view) > size:
+                self._views.append(view[size:])
+            if view:
+                return bytes(view[:size])
+        data = self._stream.read(CHUNK)
+        self.offset += len(data)
+        if len(data) > size:
+            self._views.append(memoryview(data)[size:])
+        return data[:size]
+
+    def give_back(self, data: bytes) -> None:
+        self._views.append(memoryview(data))
+
+
+def _gunzip(head: bytes, stream: Stream) -> Iterator[bytes]:
+    feed = _Feed(head, stream)
+    while _at_member(feed):
         member = _new_inflater()
+        # A decoder copies what it is given and what it leaves: many tiny members in large pieces would take quadratic
+        # time. So each member gets a little at first, and then ever more.
+        step = _FIRST_STEP
+        data = feed.take(step)
         while not member.eof:
             try:
                 plain = member.decompress(data, CHUNK)
             except _INFLATE_ERRORS as error:
-                raise TarError(f"gzip: {error} (before compressed offset {offset})") from None
+                raise TarError(f"gzip: {error} (before compressed offset {feed.offset})") from None
             if plain:
                 yield plain
             data = b""
             if member.needs_input and not member.eof:
-                data = stream.read(CHUNK)
-                offset += len(data)
+                step = min(2 * step, CHUNK)
+                data = feed.take(step)
                 if not data:
-                    raise TarError(f"gzip: the stream is cut off at compressed offset {offset}")
-        data, read = _next_member(member.unused_data, stream, offset)
-        offset += read
+                    raise TarError(f"gzip: the stream is cut off at compressed offset {feed.offset}")
+        feed.give_back(member.unused_data)
 
 
-def _next_member(rest: bytes, stream: Stream, offset: int) -> tuple[bytes, int]:
-    """The next member's first bytes, or none, and what was read for them. Zeros may pad the end, as gzip(1) allows."""
-    read = 0
-    while True:
-        while len(rest) < 2 and (more := stream.read(CHUNK)):
-            rest += more
-            read += len(more)
-        if rest[:2] == _GZIP_MAGIC:
-            return rest, read
-        if rest.strip(b"\0"):
-            raise TarError(f"gzip: other bytes behind the last member (before compressed offset {offset + read})")
-        if not rest:
-            return b"", read
-        rest = b""
+def _at_member(feed: _Feed) -> bool:
+    """Whether another member follows, or the end. Zeros may pad the end, as gzip(1) allows."""
+    while head := feed.take(2):
+        if len(head) < 2:
+            head += feed.take(1)
+        if head == _GZIP_MAGIC:
+            feed.give_back(head)
+            return True
+        if head.strip(b"\0"):
+            raise TarError(f"gzip: other bytes behind the last member (before compressed offset {feed.offset})")
+        _skip_zeros(feed)
+    return False
+
+
+def _skip_zeros(feed: _Feed) -> None:
+    while data := feed.take(CHUNK):
+        if rest := data.lstrip(b"\0"):
+            feed.give_back(rest)
+            return
 
 
 class _ZlibInflater:
