@@ -31,6 +31,7 @@ INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 EMPTY_CONFIG = b"{}"
 # The payload's size once decompressed: a node refuses a stream that gives more.
 PAYLOAD_SIZE_ANNOTATION = "org.erofs-ondemand.payload-size"
+MAX_BLOB_SIZE = 1 << 63  # what sizes are kept in, here and in the Go of registries
 INODES_ANNOTATION = "org.erofs-ondemand.inodes"
 
 
@@ -84,10 +85,18 @@ class Artifact:
                 },
                 contents=next((layer for layer in layers if layer.media_type == CONTENTS_TYPE), None),
                 subject=descriptor_from_json(subject) if subject else None,
-                annotations=dict(document.get("annotations") or {}),
+                annotations=_annotations(document),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ArtifactError(f"malformed artifact manifest: {error!r}") from None
+
+
+def _annotations(document: Any) -> dict[str, str]:
+    """The annotations of a document; TypeError unless they are strings by name."""
+    annotations = document.get("annotations") or {}
+    if not isinstance(annotations, dict) or not all(isinstance(value, str) for value in annotations.values()):
+        raise TypeError("annotations must be strings")
+    return dict(annotations)
 
 
 def descriptor_to_json(descriptor: Descriptor) -> dict[str, Any]:
@@ -109,16 +118,18 @@ def descriptor_to_json(descriptor: Descriptor) -> dict[str, Any]:
 def descriptor_from_json(document: Any) -> Descriptor:
     """A descriptor of a manifest; ArtifactError if it is malformed."""
     try:
-        size = document["size"]
-        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        size, platform, artifact_type = (document.get(name) for name in ("size", "platform", "artifactType"))
+        if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < MAX_BLOB_SIZE:
             raise ArtifactError(f"malformed descriptor: size {size!r}")
+        if not isinstance(platform, dict | None) or not isinstance(artifact_type, str | None):
+            raise ArtifactError("malformed descriptor: its platform is not an object or its artifactType not a string")
         return Descriptor(
             media_type=str(document["mediaType"]),
             digest=Digest.parse(document["digest"]),
             size=size,
-            annotations=dict(document.get("annotations") or {}),
-            artifact_type=document.get("artifactType"),
-            platform=document.get("platform"),
+            annotations=_annotations(document),
+            artifact_type=artifact_type,
+            platform=platform,
         )
     except FormatError as error:
         raise ArtifactError(str(error)) from None

@@ -37,7 +37,7 @@ class Calls:
             method(body, reply)
         except OSError as error:
             reply(_failure(error), None)
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, OverflowError) as error:
             reply({"errno": errno.EINVAL, "message": f"{name}: {error!r}"}, None)
 
     def ready(self) -> dict[str, Any]:

@@ -160,9 +160,13 @@ class Keeper:
             log.error("worker: unexpected %s", kind.name)
 
     def _opened(self, body: dict[str, Any]) -> None:
-        pending = self.requests.take(int(body["id"]))
+        number, size = body.get("id"), body.get("size")
+        if not isinstance(number, int) or not isinstance(size, int) or size >= 1 << 63:
+            log.error("worker: malformed OPENED")
+            return
+        pending = self.requests.take(number)
         if pending is not None and isinstance(self.plane, CachefilesPlane):
-            opened = self.plane.opened(pending, int(body["size"]))
+            opened = self.plane.opened(pending, size)
             if not opened:
                 self._send(pack_json(Kind.CLOSED, {"object": pending.object}))
 

@@ -127,7 +127,7 @@ def unpack(packet: bytes) -> tuple[Kind, Request | Answer | dict[str, Any]]:
         if kind is Kind.ANSWER:
             return kind, Answer(*_ANSWER.unpack(packet)[1:])
         body = json.loads(packet[1:])
-    except (IndexError, struct.error, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (IndexError, struct.error, ValueError, RecursionError) as error:
         raise ValueError(f"malformed packet: {error}") from None
     if not isinstance(body, dict):
         raise ValueError("malformed packet: not an object")

@@ -72,7 +72,7 @@ def _load(file: Path) -> dict[str, Any] | None:
         return None
     except OSError as error:
         raise UsageError(f"login file {file}: {error.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UsageError(f"login file {file}: not JSON") from None
     if not isinstance(document, dict):
         raise UsageError(f"login file {file}: not a JSON object")
@@ -156,7 +156,7 @@ def _ask_helper(name: str, server: str) -> Credentials | None:
     try:
         answer = json.loads(run.stdout)
         username, secret = str(answer["Username"]), str(answer["Secret"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise RegistryError(f"credential helper {program} gave a malformed answer for {server}") from None
     if not username and not secret:
         return None

@@ -75,11 +75,17 @@ def as_referrer(descriptor: Descriptor, data: bytes) -> Descriptor:
     document = parse_document(data, "manifest")
     config = document.get("config")
     fallback = config.get("mediaType") if isinstance(config, dict) else None
+    annotations = document.get("annotations")
+    annotations = annotations if isinstance(annotations, dict) else {}
     return replace(
         descriptor,
-        artifact_type=document.get("artifactType") or fallback,
-        annotations=dict(document.get("annotations") or {}),
+        artifact_type=_text(document.get("artifactType")) or _text(fallback),
+        annotations={key: value for key, value in annotations.items() if isinstance(value, str)},
     )
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def encode_index(manifests: list[Descriptor], **more: Any) -> bytes:

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
 import socketserver
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from erofs_builder.errors import FormatError, IntegrityError
 from loader.errors import LoaderError, UsageError
@@ -97,7 +98,7 @@ class ControlHandler(BaseHTTPRequestHandler):
     sys_version = ""
 
     def do_GET(self) -> None:
-        if urlsplit(self.path).path == "/metrics":
+        if self.path.partition("?")[0] == "/metrics":
             self._send(200, "text/plain; version=0.0.4", self.server.api.metrics().encode())
         else:
             self._route()
@@ -121,13 +122,13 @@ class ControlHandler(BaseHTTPRequestHandler):
             self._json(200, result)
 
     def _result(self) -> Any:
-        url = urlsplit(self.path)
-        key = (self.command, url.path)
+        path, _, query = self.path.partition("?")
+        key = (self.command, path)
         route = _ROUTES.get(key)
         if route is None:
-            raise UsageError(f"no {self.command} {url.path}", hint="docs/control-api.md lists what there is")
+            raise UsageError(f"no {self.command} {path}", hint="docs/control-api.md lists what there is")
         handler, types = route
-        return handler(self.server.api, _checked(self._arguments(url.query), types, _REQUIRED.get(key, set())))
+        return handler(self.server.api, _checked(self._arguments(query), types, _REQUIRED.get(key, set())))
 
     def _arguments(self, query: str) -> _Arguments:
         arguments: _Arguments = dict(parse_qsl(query))
@@ -136,7 +137,7 @@ class ControlHandler(BaseHTTPRequestHandler):
             if not 0 <= length <= MAX_BODY:
                 raise UsageError(f"a body of {length} bytes; at most {MAX_BODY} are taken")
             body = json.loads(self.rfile.read(length)) if length else {}
-        except ValueError:
+        except (ValueError, RecursionError):
             raise UsageError("the body is not JSON") from None
         if not isinstance(body, dict):
             raise UsageError("the body is not a JSON object")
@@ -193,10 +194,19 @@ def _checked(arguments: _Arguments, types: dict[str, type], required: set[str]) 
             raise UsageError(f"unknown argument {name!r}", hint=f"known: {', '.join(types) or 'none'}")
         if types[name] is bool and value in ("0", "1", "true", "false"):
             value = value in ("1", "true")
-        strings = not isinstance(value, list) or all(isinstance(item, str) for item in value)
+        items = value if isinstance(value, list) else [value]
+        strings = types[name] is bool or all(isinstance(item, str) and _is_path_text(item) for item in items)
         if not isinstance(value, types[name]) or not strings:
             raise UsageError(f"{name} is {value!r}, expected {types[name].__name__}")
         checked[name] = value
     if missing := required - set(checked):
         raise UsageError(f"missing argument: {', '.join(sorted(missing))}")
     return checked
+
+
+def _is_path_text(text: str) -> bool:
+    """Whether a string can be a path or a name at all: no NUL, no lone surrogate."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
