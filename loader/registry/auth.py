@@ -8,16 +8,18 @@ import threading
 import time
 from dataclasses import dataclass
 from typing import NamedTuple
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from loader.errors import RegistryError, TransientRegistryError
 from loader.registry.credentials import Credentials, Keychain
 from loader.registry.status import error_of
-from loader.registry.transport import HttpRequest, Transport, public_url
+from loader.registry.transport import HttpRequest, Transport, public_url, split_url
 
 _TOKEN_LIMIT = 1 << 20
+_HEADER_LIMIT = 16384
 _DEFAULT_EXPIRY = 60.0  # seconds, when the server names none
-_PARAMETER = re.compile(r'([A-Za-z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
+# The look-behind keeps a hostile header of one long word from being tried from each of its letters on.
+_PARAMETER = re.compile(r'(?<![A-Za-z0-9_-])([A-Za-z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
 _SCHEME = re.compile(r"(?:^|,)\s*(Bearer|Basic)(?=\s|,|$)", re.IGNORECASE)
 Scopes = tuple[str, ...]
 
@@ -31,6 +33,7 @@ class Challenge(NamedTuple):
 
 def parse_challenges(header: str) -> list[Challenge]:
     """The Bearer and Basic challenges of a header, in its order; others are left out."""
+    header = header[:_HEADER_LIMIT]
     found = list(_SCHEME.finditer(header))
     challenges = []
     for number, match in enumerate(found):
@@ -107,7 +110,7 @@ class Authenticator:
 
     def _fetch_token(self, parameters: dict[str, str], scopes: Scopes, credentials: Credentials | None) -> _Token:
         realm = parameters.get("realm", "")
-        parts = urlsplit(realm)
+        parts = split_url(realm)
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise RegistryError(f"{self._host}: names no usable token server")
         if parts.scheme == "http" and not self._plain_ok and credentials is not None:
@@ -159,9 +162,9 @@ def _parse_token(body: bytes, started: float, server: str) -> _Token:
         document = json.loads(body)
         token = document.get("token") or document["access_token"]
         expiry = float(document.get("expires_in") or _DEFAULT_EXPIRY)
-        if not isinstance(token, str) or not token.isascii() or not token.isprintable():
+        if not isinstance(token, str) or not token.isascii() or not token.isprintable() or expiry != expiry:
             raise ValueError
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise TransientRegistryError(f"token server {server}: malformed answer") from None
     # A tenth earlier than told, so that no request is under way when it runs out.
     return _Token(f"Bearer {token}", started + 0.9 * min(max(expiry, 10.0), 86400.0))

@@ -7,7 +7,8 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
-from urllib.parse import urljoin, urlsplit
+from contextlib import suppress
+from urllib.parse import urljoin
 
 from erofs_builder.digest import Digest
 from erofs_builder.errors import IntegrityError
@@ -25,13 +26,14 @@ from loader.registry.transport import (
     Transport,
     UnreachableError,
     public_url,
+    split_url,
 )
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MAX_REDIRECTS = 5
 _LOCATION_SECONDS = 300.0  # signed URLs commonly live 5 to 20 minutes; one that has run out is asked for again
 _MAX_LOCATIONS = 4096
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(?:\d+|\*)\Z")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/(?:[0-9]+|\*)\Z")
 
 
 class Endpoint:
@@ -103,11 +105,12 @@ class Endpoint:
         headers = {"Range": span} if span else {}
         known = self._locations.get(digest)
         if known and known[1] > time.monotonic():
-            response = self._transport.send(HttpRequest("GET", known[0], dict(headers)))
-            if response.status in (200, 206):
-                return response
-            response.close()
-            self._locations.pop(digest, None)
+            with suppress(RegistryError):  # whatever became of that place: the registry may know a better one
+                response = self._transport.send(HttpRequest("GET", known[0], dict(headers)))
+                if response.status in (200, 206):
+                    return response
+                response.close()
+            self.forget_location(digest)
         response, url = self._located("GET", f"blobs/{digest}", headers)
         if response.status not in (200, 206):
             raise error_of(response, f"{self}@{digest}")
@@ -116,6 +119,10 @@ class Endpoint:
             while len(self._locations) > _MAX_LOCATIONS:
                 self._locations.popitem(last=False)
         return response
+
+    def forget_location(self, digest: Digest) -> None:
+        """What came from where the registry redirected to was wrong: ask the registry again."""
+        self._locations.pop(digest, None)
 
     def _located(
         self,
@@ -172,7 +179,7 @@ class Endpoint:
                 return response, url
             location = response.headers.get("Location", "")
             response.close()
-            target = urljoin(url, location)
+            target = _join(url, location)
             self._check_redirect(url, target)
             authorization = None
             if same_origin(self._url(""), target):
@@ -183,10 +190,10 @@ class Endpoint:
         raise RegistryError(f"{self}: more than {_MAX_REDIRECTS} redirects")
 
     def _check_redirect(self, url: str, target: str) -> None:
-        scheme = urlsplit(target).scheme
+        scheme = split_url(target).scheme
         if scheme not in ("http", "https"):
             raise RegistryError(f"{self}: redirects to {public_url(target)[:200]!r}")
-        if scheme == "http" and urlsplit(url).scheme == "https" and not self.settings.insecure:
+        if scheme == "http" and split_url(url).scheme == "https" and not self.settings.insecure:
             raise RegistryError(f"{self}: redirects from HTTPS to plain HTTP", "use --insecure if that is intended")
 
     def _settle_scheme(self) -> None:
@@ -215,13 +222,20 @@ class Endpoint:
         """The URL that an answer to a request for `path` names as Location or Link; RegistryError if it names none."""
         if not location:
             raise RegistryError(f"{self}: an answer without a Location")
-        return urljoin(self._url(path), location)
+        return _join(self._url(path), location)
 
 
 def same_origin(url: str, other: str) -> bool:
     """Whether two URLs have the same scheme, host and port: only then may credentials follow."""
-    first, second = urlsplit(url), urlsplit(other)
+    first, second = split_url(url), split_url(other)
     return (first.scheme, first.netloc.lower()) == (second.scheme, second.netloc.lower())
+
+
+def _join(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        raise RegistryError(f"{public_url(url)}: leads to what is not a URL: {location[:100]!r}") from None
 
 
 def _check_range(response: HttpResponse, what: str, offset: int, length: int | None) -> None:

@@ -36,7 +36,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     value = headers.get("Retry-After", "").strip()
     if not value:
         return None
-    if value.isdigit():
+    if value.isascii() and value.isdigit():
         return min(float(value[:9]), _MAX_RETRY_AFTER)
     try:
         seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
@@ -50,6 +50,6 @@ def _detail(body: bytes) -> str:
     try:
         first = json.loads(body)["errors"][0]
         text = f"{first.get('code', '')} {first.get('message', '')}".strip()
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         return ""
     return "".join(character if character.isprintable() else "?" for character in text)[:_MESSAGE_LIMIT]

@@ -247,6 +247,10 @@ def _tls_error(shown: str, error: SSLError) -> RegistryError:
     text = str(error)
     if "WRONG_VERSION_NUMBER" in text or "HTTP_REQUEST" in text or "record layer failure" in text.lower():
         return PlainHttpError(f"{shown}: the server does not speak TLS", "use --insecure for a plain HTTP registry")
+    if "certificate has expired" in text:
+        return RegistryError(
+            f"{shown}: the server's certificate has expired", "renew it, or check this machine's clock"
+        )
     if "CERTIFICATE_VERIFY_FAILED" in text or "certificate verify failed" in text or "doesn't match" in text:
         return RegistryError(
             f"{shown}: the server's certificate is not trusted",
