@@ -40,3 +40,30 @@ def parse_tar_header(block: bytes) -> tuple[int, tuple[int, ...] | None]:
         numbers.append(number)
     prefix = block[345 : 345 + (131 if block[508:511] == b"tar" else 155)] if ustar else b""
     return 0, (*numbers, _used(block[:100]), _used(block[157:257]), _used(prefix), block[156])
+
+
+def scan_tar_headers(data: bytes) -> list[tuple[int, ...]]:
+    """The twin of eod_tar_scan: up to 64 records of offset, status and fields (all zeros where there are none)."""
+    found: list[tuple[int, ...]] = []
+    at = 0
+    while len(found) < 64 and len(data) - at >= 512:
+        status, fields = parse_tar_header(data[at : at + 512])
+        if fields is None:
+            found.append((at, status))
+            return found
+        found.append((at, status, *fields))
+        size = fields[3] if fields[10] in b"\x0007xgLKSD" else 0
+        if not 0 <= size <= len(data):
+            return found
+        at += 512 + -(-size // 512) * 512
+    return found
+
+
+def crc32c(data: bytes) -> int:
+    """The twin of eod_crc32c with both inversions: bit by bit."""
+    state = 0xFFFFFFFF
+    for byte in data:
+        state ^= byte
+        for _ in range(8):
+            state = state >> 1 ^ (0x82F63B78 if state & 1 else 0)
+    return state ^ 0xFFFFFFFF

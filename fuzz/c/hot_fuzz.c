@@ -1,0 +1,58 @@
+/* The C loops on any bytes, each input in a buffer of exactly its size: libFuzzer's entry point. */
+#include "hot.h"
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { LIMIT = 64 };
+
+/* A header with a right checksum, as a forger would write it. */
+static void seal(uint8_t *block)
+{
+	unsigned int sum = 8 * ' ';
+
+	for (int at = 0; at < 512; at++)
+		if (at < 148 || at >= 156)
+			sum += block[at];
+	for (int digit = 5; digit >= 0; digit--, sum >>= 3)
+		block[148 + digit] = (uint8_t)('0' + (sum & 7));
+	block[154] = 0;
+	block[155] = ' ';
+}
+
+static void check(const uint8_t *data, size_t size)
+{
+	int64_t *records = malloc(LIMIT * EOD_TAR_RECORD * sizeof(*records));
+	int limit = size ? data[0] % (LIMIT + 1) : LIMIT;
+	int count = eod_tar_scan(data, size, records, limit);
+	uint32_t state = eod_crc32c(0, data, size / 3);
+
+	if (count < 0 || count > limit)
+		abort();
+	for (int index = 0; index < count; index++) {
+		const int64_t *record = records + index * EOD_TAR_RECORD;
+
+		if (record[0] < 0 || (uint64_t)record[0] + 512 > size)
+			abort();
+		if (record[1] == 0 && (record[9] > 100 || record[10] > 100 || record[11] > 155))
+			abort();
+	}
+	if (eod_crc32c(state, data + size / 3, size - size / 3) != eod_crc32c(0, data, size))
+		abort();
+	free(records);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	uint8_t *copy = malloc(size ? size : 1);
+
+	if (size)
+		memcpy(copy, data, size);
+	check(copy, size);
+	for (size_t at = 0; size - at >= 512; at += 512)
+		seal(copy + at);
+	check(copy, size);
+	free(copy);
+	return 0;
+}
