@@ -1,7 +1,7 @@
 """Other programs that do what ours do: found on PATH, in the cache, or told by variables.
 
 NYDUS2_BIN    directory of nydus-image and nydusd 2.x (scripts/build-peers.sh builds them)
-NYDUS3_BIN    directory of nydus 3 (built from its branch v3 with the features cli, fuse and fanotify)
+NYDUS3_BIN    directory of nydus 3, where someone has one
 EROFS_BIN     directory of mkfs.erofs 1.9
 """
 
