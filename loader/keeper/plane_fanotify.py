@@ -223,6 +223,7 @@ class FanotifyPlane:
     def _adopt_journaled(self) -> None:
         for entry in self._journal.entries():
             self._requests.add(entry.object, entry.offset, entry.length, entry.fd)
+        log.warning("took over %d requests", len(self._requests))
 
     def _reattach(self, item: Object, fds: dict[str, int]) -> None:
         """Bring an object of the state back: with its descriptor, or, when all had died, by opening it again."""

@@ -1,0 +1,153 @@
+"""One reader: `python -m bench.storm.reader BOARD READERS NUMBER SPEC`, until its standard input ends.
+
+It reads files of the mounts in five ways, each time another, and compares every byte with the tree that the image was
+made from. SPEC is JSON: [[mount, form, tree, [path, …]], …].
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import mmap
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from bench.storm.board import METHODS, Board
+from bench.storm.images import TOOL
+
+_SLICE = 128 << 10
+_PAGE = 4096
+
+
+class WrongBytesError(Exception):
+    """A reader got something else than what the image holds."""
+
+
+def _slices(rng: random.Random, size: int) -> list[tuple[int, int]]:
+    """Some pieces of a file, page-aligned."""
+    starts = [rng.randrange(0, max(1, size)) // _PAGE * _PAGE for _ in range(rng.randint(1, 6))]
+    return [(start, min(_SLICE, size - start)) for start in starts]
+
+
+def _compare(got: bytes, source: int, offset: int, length: int, what: str) -> None:
+    if got != os.pread(source, length, offset):
+        zeros = "zeros" if not any(got) else f"{len(got)} bytes"
+        raise WrongBytesError(f"{what}: {zeros} in place of {length} at {offset}")
+
+
+def by_read(path: Path, source: int, rng: random.Random) -> None:
+    with open(path, "rb", buffering=0) as stream:
+        for offset, length in _slices(rng, os.fstat(source).st_size):
+            _compare(os.pread(stream.fileno(), length, offset), source, offset, length, str(path))
+
+
+def by_direct(path: Path, source: int, rng: random.Random) -> None:
+    """O_DIRECT; what the kernel does not read so is read through the page cache."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        fd = os.open(path, os.O_RDONLY)
+    try:
+        with mmap.mmap(-1, _SLICE) as buffer:
+            for offset, length in _slices(rng, os.fstat(source).st_size):
+                count = os.preadv(fd, [buffer], offset)
+                _compare(buffer[: min(count, length)], source, offset, length, str(path))
+    finally:
+        os.close(fd)
+
+
+def by_sendfile(path: Path, source: int, rng: random.Random) -> None:
+    into = os.memfd_create("sendfile")
+    try:
+        with open(path, "rb", buffering=0) as stream:
+            for offset, length in _slices(rng, os.fstat(source).st_size):
+                os.lseek(into, 0, os.SEEK_SET)
+                sent = 0
+                while sent < length:
+                    count = os.sendfile(into, stream.fileno(), offset + sent, length - sent)
+                    if not count:
+                        break
+                    sent += count
+                _compare(os.pread(into, sent, 0), source, offset, length, str(path))
+    finally:
+        os.close(into)
+
+
+def by_mmap(path: Path, source: int, rng: random.Random) -> None:
+    """In a child, since an error is a SIGBUS there."""
+    pieces = _slices(rng, os.fstat(source).st_size)
+    child = os.fork()
+    if not child:
+        status = 2
+        try:
+            signal.signal(signal.SIGBUS, signal.SIG_DFL)
+            with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+                same = all(mapped[o : o + n] == os.pread(source, n, o) for o, n in pieces)
+                status = 0 if same else 1
+        except OSError:
+            status = 2
+        finally:
+            os._exit(status)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code == 1:
+        raise WrongBytesError(f"{path}: mapped")
+    if code:
+        raise OSError(errno.EIO, "mapped")
+
+
+def by_exec(path: Path, source: int, rng: random.Random) -> None:
+    """Run the image's program. A wrong byte in its code may do anything: only its right output counts."""
+    root = Path(str(path)[: -len(TOOL)])
+    expected = subprocess.run([f"/proc/{os.getpid()}/fd/{source}"], capture_output=True, check=True).stdout
+    try:
+        done = subprocess.run([root / TOOL], capture_output=True)
+    except OSError as error:
+        if error.errno == errno.ENOEXEC:
+            raise WrongBytesError(f"{path}: executed, {error}") from None
+        raise
+    if done.returncode in (-signal.SIGBUS, -signal.SIGKILL):
+        raise OSError(errno.EIO, "executed")
+    if done.returncode or done.stdout != expected:
+        raise WrongBytesError(f"{path}: executed: {done.returncode} {done.stdout!r}")
+
+
+_CALLS = dict(zip(METHODS, (by_read, by_mmap, by_direct, by_sendfile, by_exec), strict=True))
+
+
+def run(board: Board, number: int, spec: list[tuple[str, str, str, list[str]]]) -> None:
+    rng = random.Random(number)
+    while not select.select([0], [], [], rng.uniform(0, 0.25))[0]:
+        if board.paused:
+            continue
+        mount, form, tree, paths = rng.choice(spec)
+        method = METHODS[(number + rng.randrange(2)) % len(METHODS)]
+        path = TOOL if method == "exec" else rng.choice(paths)
+        row = board[number]
+        began = time.monotonic()
+        board[number] = row._replace(since=began)
+        changes: dict[str, int] = {method: getattr(row, method) + 1}
+        source = os.open(Path(tree, path), os.O_RDONLY)
+        try:
+            _CALLS[method](Path(mount, path), source, rng)
+        except WrongBytesError as error:
+            print(f"{form} {method}: {error}", flush=True)
+            name = f"wrong_{form}"
+            changes[name] = getattr(row, name) + 1
+        except OSError:
+            changes["errors"] = row.errors + 1
+        finally:
+            os.close(source)
+        longest = max(row.longest, time.monotonic() - began)
+        board[number] = row._replace(since=0.0, longest=longest, **changes)
+
+
+if __name__ == "__main__":
+    run(Board(Path(sys.argv[1]), int(sys.argv[2])), int(sys.argv[3]), json.loads(sys.argv[4]))
