@@ -74,6 +74,7 @@ class Mapper:
 
     def _fragment(self, offset: int, start: int, length: int) -> list[Extent]:
         """`length` bytes of the packed inode, as the bytes of a file from `start` on."""
+        require(offset % BLOCK == 0, "fragment: not at the start of a block")
         found, end = [], offset + length
         for extent in self.packed:
             low, high = max(offset, extent.start), min(end, extent.start + extent.length)
@@ -84,6 +85,7 @@ class Mapper:
         return found
 
     def _chunk_extents(self, inode: Inode) -> list[Extent]:
+        require(self._form == DECODED or inode.size > 256 << 20, "encoded form: a small hole with chunks")
         require(inode.union & ~0x3F == 0 and bool(inode.union & 0x20), "chunk format")
         chunk = BLOCK << (inode.union & 31)
         count = -(-inode.size // chunk)
@@ -147,6 +149,8 @@ class Mapper:
                 found += self._fragment(low | address << 32, start, end - start)
             else:
                 found.append(self._frame_extent(address, blocks, partial, Extent(start, end - start)))
+                whole = end % BLOCK == 0 or found[-1].blob is None
+                require(whole, "records: a last frame that is not decoded to its end")
         return found
 
     @staticmethod

@@ -61,7 +61,12 @@ class Tree:
         self._mapper = Mapper(self.form, self._data, blobs, self.slots)
         if self._packed_nid:
             require(self.form == ENCODED, "decoded form: packed inode")
-            self._mapper.packed = self._mapper.extents(self.inode(self._packed_nid))
+            self._mapper.packed = packed = self._mapper.extents(self.inode(self._packed_nid))
+            whole = all(
+                one.blob is not None and one.length == blobs[one.blob].table.content_blocks[one.frame] * BLOCK
+                for one in packed
+            )
+            require(whole, "packed inode: not whole frames")
         self._hash = lru_cache(1 << 16)(self._hash_inode)
 
     # Superblock and devices
@@ -76,7 +81,8 @@ class Tree:
         require(block[12] == 12, "superblock: block size")
         require(block[13] == 0 and block[90] == 0, "superblock: slots or directory blocks")
         self._root_nid, self._inodes, self._epoch, self._nsec = struct.unpack("<HQqI", block[14:36])
-        _, meta_block, xattr_block = struct.unpack("<III", block[36:48])
+        blocks, meta_block, xattr_block = struct.unpack("<III", block[36:48])
+        require(blocks * BLOCK == len(self._data), "superblock: number of blocks")
         self._meta, self._shared = meta_block * BLOCK, xattr_block * BLOCK
         self.incompat, algorithms, self._devices, slot_offset = struct.unpack("<IHHH", block[80:90])
         expected = INCOMPAT[self.form] | (DEVICE_TABLE if self._blobs else 0)
@@ -102,7 +108,7 @@ class Tree:
             size = table.size if self.form == ENCODED else table.decoded_size
             require(raw[:64] == tag.hex().encode(), "device slot: tag")
             require(blocks * BLOCK == size, "device slot: blocks")
-            require(start >= end, "device slot: uniaddr")
+            require(start == end, "device slot: uniaddr")
             end = start + blocks
             self.slots.append(Slot(raw[:64], blocks, start))
 
@@ -199,6 +205,8 @@ class Tree:
             children = self._names(self.inode(nid))
             require(children.pop(b".", None) == (nid, 2), "directory: dot")
             require(children.pop(b"..", None) == (parent, 2), "directory: dot dot")
+            below = sum(kind == 2 for _, kind in children.values())
+            require(self.inode(nid).nlink == 2 + below, "directory: number of links")
             for name, (child, kind) in children.items():
                 full = path + b"/" + name if path else name
                 require(FILE_TYPES[stat.S_IFMT(self.inode(child).mode)] == kind, "directory: type of an entry")
