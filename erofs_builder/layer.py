@@ -31,6 +31,8 @@ _TYPES = {
     tarstream.FIFO: stat.S_IFIFO,
 }
 _EQUAL_LIMIT = 1 << 16
+# An entry takes a kilobyte of tar, which compresses to nearly nothing, and about as much of our memory.
+MAX_ENTRIES = 10_000_000
 _WHITEOUT = b".wh."
 # aufs' own bookkeeping (plnk, orph, aufs) is never part of the content.
 _AUFS = re.compile(rb"(?:^|/)\.wh\.\.wh\.(?!\.opq\Z)")
@@ -88,7 +90,9 @@ def build_layer(
         packer = Packer(writer, base)
         reader = TarReader(chunks)
         builder = LayerBuilder(packer)
-        for entry in reader:
+        for count, entry in enumerate(reader):
+            if count >= MAX_ENTRIES:
+                raise UnsupportedError(f"more than {MAX_ENTRIES} entries in one layer")
             builder.add_tar(entry, reader)
             if on_progress:
                 on_progress(entry.size)

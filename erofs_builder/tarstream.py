@@ -196,9 +196,7 @@ class TarReader:
                 self._global.pop(key, None)
         size = sum(len(key) + len(value) for key, value in self._global.items())
         if size > MAX_EXTENSION or len(self._global) > _MAX_GLOBALS:
-            raise TarError(
-                f"tar: {len(self._global)} global PAX records, {size} bytes, at offset {offset}: too many"
-            )
+            raise TarError(f"tar: {len(self._global)} global PAX records, {size} bytes, at offset {offset}: too many")
 
     def _entry(self, header: Header, block: memoryview, overrides: _Overrides, offset: int) -> TarEntry:
         try:

@@ -17,6 +17,8 @@ from loader.registry.base import Descriptor, ImageSource
 
 MAX_PAYLOAD = 1 << 32  # bytes decompressed: a few million inodes
 _WINDOW = 1 << 27
+_STEP = 1 << 20
+_CONTENTS_FREE, _CONTENTS_RATIO = 1 << 20, 16
 
 
 def load_payload(source: ImageSource, artifact: Artifact, form: Form) -> Payload:
@@ -38,7 +40,10 @@ def load_contents(source: ImageSource, artifact: Artifact) -> list[tuple[Digest,
     """The content index: what each of the artifact's blobs holds. Not checked against their frame tables."""
     if artifact.contents is None:
         raise NotFoundError(f"{source}: the artifact has no content index")
-    data = decompress(source.blob(artifact.contents), None, "content index")
+    compressed = source.blob(artifact.contents)
+    # Most of an index is digests, which do not compress: more than this is no index, but an attempt on our memory.
+    limit = min(MAX_CONTENTS, _CONTENTS_FREE + _CONTENTS_RATIO * len(compressed))
+    data = decompress(compressed, limit, "content index", exact=False)
     index = decode_contents(data)
     lacking = {blob.digest for blob in artifact.blobs} - {digest for digest, _ in index}
     if lacking:
@@ -53,15 +58,15 @@ def _payload_size(descriptor: Descriptor) -> int:
     return int(text)
 
 
-def decompress(data: bytes, size: int | None, what: str) -> bytes:
-    """A zstd stream's content: exactly `size` bytes, or at most what a content index may have."""
-    limit = MAX_CONTENTS if size is None else size
+def decompress(data: bytes, size: int, what: str, *, exact: bool = True) -> bytes:
+    """A zstd stream's content: exactly `size` bytes, or at most that. Takes no more memory than there is content."""
+    plain = bytearray()
     try:
         reader = zstandard.ZstdDecompressor(max_window_size=_WINDOW).stream_reader(io.BytesIO(data))
-        plain = reader.read(limit)
-        beyond = reader.read(1)
+        while (part := reader.read(_STEP)) and len(plain) <= size:
+            plain += part
     except zstandard.ZstdError as error:
         raise ArtifactError(f"{what}: {error}") from None
-    if beyond or (size is not None and len(plain) != size):
+    if len(plain) > size or (exact and len(plain) != size):
         raise ArtifactError(f"{what}: not the {size} bytes that it should decompress to")
-    return plain
+    return bytes(plain)

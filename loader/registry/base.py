@@ -16,6 +16,10 @@ from typing import Any, BinaryIO, Protocol
 from erofs_builder.digest import Digest
 
 
+# A blob that is read whole (configs, metadata, content indexes) has at most this many bytes.
+SMALL_BLOB_LIMIT = 1 << 30
+
+
 @dataclass(frozen=True, slots=True)
 class Descriptor:
     """An OCI descriptor: media type, digest and size, with the optional parts that we use."""

@@ -14,7 +14,7 @@ from erofs_builder.errors import IntegrityError
 from loader.artifact import INDEX_TYPE
 from loader.errors import LoaderError, NotFoundError, RegistryError, TransientRegistryError, UsageError
 from loader.registry import upload
-from loader.registry.base import Descriptor
+from loader.registry.base import SMALL_BLOB_LIMIT, Descriptor
 from loader.registry.config import RegistryConfig
 from loader.registry.credentials import Keychain
 from loader.registry.documents import ACCEPT, MANIFEST_LIMIT, describe_manifest, fallback_tag, index_entries
@@ -78,6 +78,8 @@ class Registry:
         if descriptor.size == 0:
             descriptor.digest.verify(b"", f"{self}@{descriptor.digest}")
             return b""
+        if descriptor.size > SMALL_BLOB_LIMIT:
+            raise RegistryError(f"{self}@{descriptor.digest}: {descriptor.size} bytes are too many to read whole")
         with self.open_blob(descriptor) as stream:
             data = read_exactly(stream, descriptor.size, f"{self}@{descriptor.digest}")
             stream.read(1)  # reaches the end, where the stream checks
@@ -102,7 +104,13 @@ class Registry:
         """What this thread read of this blob last was wrong: that endpoint is asked for it last from now on."""
         place = getattr(self._answered, "place", None)
         if place is not None:
+            self._endpoints[place].forget_location(digest)
             self._lack(place, digest)
+
+    @property
+    def places(self) -> int:
+        """How many servers may be asked for a blob."""
+        return len(self._endpoints)
 
     def referrers(self, subject: Digest, artifact_type: str) -> list[Descriptor]:
         """By the referrers API, else by the fallback tag. The exact type only."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import shutil
@@ -10,8 +9,6 @@ import struct
 import threading
 from dataclasses import replace
 from pathlib import Path
-
-import zstandard
 
 from erofs_builder.digest import Digest
 from erofs_builder.errors import ArtifactError, IntegrityError
@@ -21,6 +18,7 @@ from loader.artifact import PAYLOAD_SIZE_ANNOTATION, Artifact
 from loader.cache.files import store_table
 from loader.cache.layout import Layout, replace_file
 from loader.cache.state import ImageRecord, State
+from loader.convert.load import decompress
 from loader.errors import BusyError, NotFoundError, RegistryError, UsageError
 from loader.registry.base import Descriptor
 from loader.registry.find import find_artifact
@@ -44,6 +42,7 @@ class Images:
         self._sources = sources
         self._counters = counters
         self._adding = threading.Lock()
+        self._unpacking = threading.Lock()  # payloads that decompress to the limit take memory for one at a time
         self._tags: dict[str, tuple[Form, Digest]] = {}
         self.reload()
 
@@ -98,10 +97,13 @@ class Images:
             metadata = artifact.metadata.get(form)
             if metadata is None:
                 raise NotFoundError(f"{name}: the artifact has no metadata in the {form.value} form")
+            if metadata.size > _payload_size(metadata) + ALIGNMENT:
+                raise ArtifactError(f"metadata descriptor: {metadata.size} bytes compressed are more than its content")
             compressed = source.blob(metadata)
             self._counters.add("fetched_bytes", len(compressed))
-            payload, tables = verified_payload(compressed, metadata, artifact, form)
-            self._store(descriptor.digest, form, payload, tables)
+            with self._unpacking:
+                payload, tables = verified_payload(compressed, metadata, artifact, form)
+                self._store(descriptor.digest, form, payload, tables)
             sha256 = Digest.of(payload)
         else:
             sha256 = self._state.payloads(descriptor.digest)[form]
@@ -161,13 +163,7 @@ def verified_payload(
     """Decompress a metadata payload, bounded, and hold it against the manifest that it belongs to."""
     descriptor.digest.verify(compressed, "metadata payload")
     size = _payload_size(descriptor)
-    try:
-        with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(io.BytesIO(compressed)) as reader:
-            data = reader.read(size + 1)
-    except zstandard.ZstdError as error:
-        raise ArtifactError(f"metadata payload: {error}") from None
-    if len(data) != size:
-        raise ArtifactError(f"metadata payload: it does not decompress to the {size} bytes that its descriptor says")
+    data = decompress(compressed, size, "metadata payload")
     payload = decode_payload(data)
     if payload.form is not form:
         raise ArtifactError(f"metadata payload: it is of the {payload.form.value} form, not {form.value}")
