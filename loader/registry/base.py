@@ -15,7 +15,6 @@ from typing import Any, BinaryIO, Protocol
 
 from erofs_builder.digest import Digest
 
-
 # A blob that is read whole (configs, metadata, content indexes) has at most this many bytes.
 SMALL_BLOB_LIMIT = 1 << 30
 
