@@ -192,7 +192,8 @@ def test_records_survive(tmp_path: Path) -> None:
     assert not state.proven(blob, Form.DECODED)
     state.remove_mount("/mnt")
     state.remove_image(image.digest)
-    assert state.images() == state.mounts() == []
+    assert state.images() == []
+    assert state.mounts() == []
     assert state.referenced() == set()
 
 

@@ -140,14 +140,16 @@ def test_umount_names_the_directory_in_full(
     assert fake.requests == [("DELETE", "/v1/mounts", None, {"target": f"{tmp_path}/mnt", "lazy": "1"})]
 
 
-def test_location_options_may_stand_behind_the_command(fake: type[FakeClient], tmp_path: Path) -> None:
+def test_location_options_may_stand_behind_the_command(
+    fake: type[FakeClient], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[Path] = []
 
     class Spy(FakeClient):
         def __init__(self, path: Path) -> None:
             seen.append(path)
 
-    command.Client = Spy  # type: ignore[assignment,misc]
+    monkeypatch.setattr(command, "Client", Spy)
     fake.answers["GET", "/v1/images"] = []
     _run("list", "--socket", str(tmp_path / "a"))
     _run("--socket", str(tmp_path / "b"), "list")
