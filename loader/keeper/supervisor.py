@@ -51,6 +51,9 @@ def run(config: KeeperConfig) -> int:
     _check_plane(config, fds)
     if not _guarded(fds):
         fence.fence_unguarded(State.load(config.root))
+    if CONTROL in fds and not config.socket.is_socket():  # nobody finds a listener whose name is gone
+        FdStore(os.environ.get("NOTIFY_SOCKET")).remove(CONTROL)
+        os.close(fds.pop(CONTROL))
     if CONTROL not in fds:
         fds[CONTROL] = _listen(config.socket)
     status = Supervisor(config, fds, lock).run()
@@ -196,7 +199,8 @@ class Supervisor:
         for fd in self._fds.values():
             os.close(fd)
         os.close(self._lock)
-        self._config.socket.unlink(missing_ok=True)
+        if not self._stored:  # else the listening socket is in the store, and a restart goes on with it
+            self._config.socket.unlink(missing_ok=True)
         self._upstream.close()
 
 
