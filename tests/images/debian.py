@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from tests.images.layout import decompress_layers
 SUITE = "bookworm"
 RUNTIME = ("python3", "python3-numpy", "python3-requests")
 COMPILER = ("build-essential",)
-# Files made during installation get this time, so that two trees of the same packages differ only where they must.
-EPOCH = "1735689600"
+# Files made during installation get this time, so that two trees of the same packages differ only where they must. Not
+# by SOURCE_DATE_EPOCH: it has Python check byte code by its source's hash, so that every start reads the sources too.
+# Installed by apt alone, as in images, byte code is checked by its source's time.
+EPOCH = 1735689600
 
 
 def _run(*command: str | Path) -> None:
@@ -34,11 +37,7 @@ def _packages_tree(tar: Path, packages: Sequence[str], updates: bool) -> None:
     if not updates:
         # Before its first update apt forgets the sources of security and other updates.
         include.append('--setup-hook=sed -i -e /security/d -e /-updates/d "$1/etc/apt/sources.list"')
-    os.environ["SOURCE_DATE_EPOCH"] = EPOCH
-    try:
-        _run("mmdebstrap", "--variant=minbase", "--format=tar", *include, SUITE, tar)
-    finally:
-        del os.environ["SOURCE_DATE_EPOCH"]
+    _run("mmdebstrap", "--variant=minbase", "--format=tar", *include, SUITE, tar)
 
 
 def _replace_tree(root: Path, tar: Path) -> None:
@@ -50,6 +49,15 @@ def _replace_tree(root: Path, tar: Path) -> None:
     _run("tar", "-C", root, "--numeric-owner", "--xattrs", "--xattrs-include=*", "-xpf", tar)
 
 
+def _settle_times(root: Path, installed: float) -> None:
+    """Give what was made since `installed` the time EPOCH."""
+    for directory, directories, files in os.walk(root, topdown=False):
+        for name in (*directories, *files, "."):
+            path = Path(directory) / name
+            if path.lstat().st_mtime >= installed:
+                os.utime(path, (EPOCH, EPOCH), follow_symlinks=False)
+
+
 def build_debian(directory: Path, updates: bool = True) -> None:
     """Make the image in `directory`/oci; without `updates` from the packages of the point release alone."""
     image, bundle, tar = f"{directory / 'oci'}:latest", directory / "bundle", directory / "tree.tar"
@@ -57,8 +65,10 @@ def build_debian(directory: Path, updates: bool = True) -> None:
     _run("umoci", "new", "--image", image)
     _run("umoci", "unpack", "--image", image, bundle)
     for packages in ((), RUNTIME, RUNTIME + COMPILER):
+        begin = time.time() - 1
         _packages_tree(tar, packages, updates)
         _replace_tree(bundle / "rootfs", tar)
+        _settle_times(bundle / "rootfs", begin)
         _run("umoci", "repack", "--refresh-bundle", "--image", image, bundle)
     _run(
         *("umoci", "config", "--image", image, "--config.entrypoint", "python3"),
