@@ -1,9 +1,9 @@
 """Kinds of files: how each is cut into frames. Part of the encoder's version, for it decides a blob's bytes.
 
 Files of one kind are read in one way: a program maps a few pages of a shared library, but reads a module or a text
-whole; headers and documentation are not read at start-up at all. Keeping kinds in frames of their own keeps what is not
-needed out of what is fetched; the sizes trade bytes fetched against the compression ratio (bench/frames.py measures
-both).
+whole; headers, tests, compilers and documentation are not read at start-up at all. Keeping kinds in frames of their own
+keeps what is not needed out of what is fetched; the sizes trade bytes fetched against the compression ratio
+(bench/frames.py measures both).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class Kind(NamedTuple):
     bin: int  # smaller files are packed into frames of about this size
 
 
-ELF = Kind("elf", 256 * _KIB, 256 * _KIB)
-BYTECODE = Kind("bytecode", 128 * _KIB, 128 * _KIB)
-SCRIPT = Kind("script", 128 * _KIB, 192 * _KIB)
-DEVELOPMENT = Kind("development", 512 * _KIB, 960 * _KIB)
-DOCUMENT = Kind("document", 512 * _KIB, 960 * _KIB)
-PACKED = Kind("packed", 512 * _KIB, 960 * _KIB)
+ELF = Kind("elf", 192 * _KIB, 192 * _KIB)
+BYTECODE = Kind("bytecode", 192 * _KIB, 192 * _KIB)
+SCRIPT = Kind("script", 256 * _KIB, 256 * _KIB)
+DEVELOPMENT = Kind("development", 640 * _KIB, 960 * _KIB)
+DOCUMENT = Kind("document", 640 * _KIB, 960 * _KIB)
+PACKED = Kind("packed", 640 * _KIB, 960 * _KIB)
 OTHER = Kind("other", 256 * _KIB, 256 * _KIB)
 KINDS = (ELF, BYTECODE, SCRIPT, DEVELOPMENT, DOCUMENT, PACKED, OTHER)
 
@@ -52,21 +52,25 @@ _DOCUMENT_DIRECTORIES = (
     b"/share/i18n/",
     b"/dpkg/info/",
 )
+# A compiler's own programs and libraries; and tests, which packages put beside what they test.
+_DEVELOPMENT_DIRECTORIES = (b"/lib/gcc/", b"/libexec/gcc/", b"/tests/", b"/test/")
 _PACKED_MAGICS = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh", b"PK\x03\x04", b"\x89PNG")
 
 
 def classify(path: bytes, head: bytes) -> Kind:
     """The kind of a file, from its path in the layer and its first bytes (8 are enough)."""
-    if head[:4] == b"\x7fELF":
-        return DEVELOPMENT if path.endswith(b".o") else ELF
+    rooted = b"/" + path
     if head.startswith(_PACKED_MAGICS):
         return PACKED
+    if path.endswith(b".o") or any(directory in rooted for directory in _DEVELOPMENT_DIRECTORIES):
+        return DEVELOPMENT
+    if head[:4] == b"\x7fELF":
+        return ELF
     name = path[path.rfind(b"/") + 1 :]
     suffix = name[name.rfind(b".") + 1 :].decode("latin-1").lower()
     kind = _BY_SUFFIX.get(suffix)
     if kind is not None:
         return kind
-    rooted = b"/" + path
     if any(directory in rooted for directory in _DOCUMENT_DIRECTORIES):
         return DOCUMENT
     return SCRIPT if head[:2] == b"#!" else OTHER
