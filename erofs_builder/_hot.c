@@ -584,8 +584,8 @@ static void (*_cffi_call_python_org)(struct _cffi_externpy_s *, char *);
 
 static void *_cffi_types[] = {
 /*  0 */ _CFFI_OP(_CFFI_OP_FUNCTION, 8), // int()(uint8_t const *, int64_t *)
-/*  1 */ _CFFI_OP(_CFFI_OP_POINTER, 16), // uint8_t const *
-/*  2 */ _CFFI_OP(_CFFI_OP_POINTER, 15), // int64_t *
+/*  1 */ _CFFI_OP(_CFFI_OP_POINTER, 18), // uint8_t const *
+/*  2 */ _CFFI_OP(_CFFI_OP_POINTER, 17), // int64_t *
 /*  3 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  4 */ _CFFI_OP(_CFFI_OP_FUNCTION, 8), // int()(uint8_t const *, size_t, int64_t *, int)
 /*  5 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
@@ -598,8 +598,11 @@ static void *_cffi_types[] = {
 /* 12 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
 /* 13 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
 /* 14 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 15 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 23), // int64_t
-/* 16 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 18), // uint8_t
+/* 15 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // void()(void)
+/* 16 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 17 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 23), // int64_t
+/* 18 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 18), // uint8_t
+/* 19 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
 };
 
 static uint32_t _cffi_d_eod_crc32c(uint32_t x0, uint8_t const * x1, size_t x2)
@@ -654,6 +657,30 @@ _cffi_f_eod_crc32c(PyObject *self, PyObject *args)
 }
 #else
 #  define _cffi_f_eod_crc32c _cffi_d_eod_crc32c
+#endif
+
+static void _cffi_d_eod_keep_memory(void)
+{
+  eod_keep_memory();
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_eod_keep_memory(PyObject *self, PyObject *noarg)
+{
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { eod_keep_memory(); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  (void)noarg; /* unused */
+  Py_INCREF(Py_None);
+  return Py_None;
+}
+#else
+#  define _cffi_f_eod_keep_memory _cffi_d_eod_keep_memory
 #endif
 
 static int _cffi_d_eod_tar_header(uint8_t const * x0, int64_t * x1)
@@ -776,6 +803,7 @@ _cffi_f_eod_tar_scan(PyObject *self, PyObject *args)
 
 static const struct _cffi_global_s _cffi_globals[] = {
   { "eod_crc32c", (void *)_cffi_f_eod_crc32c, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 10), (void *)_cffi_d_eod_crc32c },
+  { "eod_keep_memory", (void *)_cffi_f_eod_keep_memory, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 15), (void *)_cffi_d_eod_keep_memory },
   { "eod_tar_header", (void *)_cffi_f_eod_tar_header, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 0), (void *)_cffi_d_eod_tar_header },
   { "eod_tar_scan", (void *)_cffi_f_eod_tar_scan, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 4), (void *)_cffi_d_eod_tar_scan },
 };
@@ -787,12 +815,12 @@ static const struct _cffi_type_context_s _cffi_type_context = {
   NULL,  /* no struct_unions */
   NULL,  /* no enums */
   NULL,  /* no typenames */
-  3,  /* num_globals */
+  4,  /* num_globals */
   0,  /* num_struct_unions */
   0,  /* num_enums */
   0,  /* num_typenames */
   NULL,  /* no includes */
-  17,  /* num_types */
+  20,  /* num_types */
   0,  /* flags */
 };
 

@@ -149,9 +149,19 @@ class BlobWriter:
         return encoded
 
 
+# Level 3 as libzstd has it is made for any length. For frames of some hundred KiB, tables that fit the second level of
+# cache and matches of 4 bytes give 0.7 % smaller blobs in the same time (bench/frames.py's image).
+_TUNED = {3: {"chain_log": 15, "hash_log": 16, "min_match": 4}}
+
+
 def new_compressor(level: int = DEFAULT_LEVEL) -> zstandard.ZstdCompressor:
     """A compressor whose frames the kernel can decode: content size and checksum in, window at most 1 MiB."""
     parameters = zstandard.ZstdCompressionParameters.from_level(
-        level, window_log=WINDOW_LOG, write_content_size=True, write_checksum=True, write_dict_id=False
+        level,
+        window_log=WINDOW_LOG,
+        write_content_size=True,
+        write_checksum=True,
+        write_dict_id=False,
+        **_TUNED.get(level, {}),
     )
     return zstandard.ZstdCompressor(compression_params=parameters)

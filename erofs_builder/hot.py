@@ -43,3 +43,8 @@ def scan_tar_headers(data: bytes | memoryview) -> list[tuple[int, ...]]:
     records = bytearray(_TAR_RECORD.size * _TAR_SCAN)
     count: int = lib.eod_tar_scan(ffi.from_buffer(data), len(data), ffi.from_buffer("int64_t[]", records), _TAR_SCAN)
     return list(_TAR_RECORD.iter_unpack(memoryview(records)[: count * _TAR_RECORD.size]))
+
+
+def keep_memory() -> None:
+    """Have this process' allocator keep freed memory for the next chunk. For programs that stream, not for daemons."""
+    lib.eod_keep_memory()

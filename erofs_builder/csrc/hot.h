@@ -18,4 +18,7 @@ int eod_tar_header(const uint8_t *block, int64_t *out);
 #define EOD_TAR_RECORD 13
 int eod_tar_scan(const uint8_t *data, size_t length, int64_t *out, int limit);
 
+/* Have the allocator keep what is freed: a stream of 1 MiB chunks would otherwise map, fault in and unmap each of them. */
+void eod_keep_memory(void);
+
 #endif
