@@ -51,6 +51,10 @@ class TransientRegistryError(RegistryError):
         self.retry_after = retry_after
 
 
+class UnreachableError(TransientRegistryError):
+    """No connection could be made."""
+
+
 class KernelSupportError(LoaderError):
     """This kernel cannot do what was asked."""
 

@@ -12,13 +12,13 @@ import pytest
 
 from erofs_builder.digest import Digest
 from erofs_builder.errors import ArtifactError, IntegrityError
-from loader.errors import NotFoundError, RegistryError, TransientRegistryError
+from loader.errors import NotFoundError, RegistryError, TransientRegistryError, UnreachableError
 from loader.registry.auth import parse_challenges
 from loader.registry.base import Descriptor
 from loader.registry.client import Registry
 from loader.registry.config import HostConfig, RegistryConfig
 from loader.registry.credentials import Credentials, Keychain
-from loader.registry.transport import HttpRequest, PlainHttpError, UnreachableError
+from loader.registry.transport import HttpRequest, PlainHttpError
 from loader.worker.sources import Sources
 from tests.support.http import FakeResponse, FakeTransport
 

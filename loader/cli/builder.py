@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import click
 
-from loader.cli.builder_check import check
-from loader.cli.builder_convert import convert
-from loader.cli.builder_dump import dump
-from loader.cli.builder_export import export
-from loader.cli.builder_inspect import inspect
 from loader.cli.common import run, verbose_option
 
+_COMMANDS = ("check", "convert", "dump", "export", "inspect")
 _EPILOG = """References: docker://HOST/REPOSITORY:TAG (also without docker://), oci:DIR[:TAG], oci-archive:FILE[:TAG],
 docker-archive:FILE[:NAME], rootfs:DIR. Logins are those of docker and podman.
 
 Exit codes: 0 ok, 1 failed, 2 usage, 10 not found, 11 registry refused, 12 integrity, 15 bad image."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
+class _Commands(click.Group):
+    """Loads a command's module when it is called or described: all of them together take longer than a small image."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"loader.cli.builder_{cmd_name}"), cmd_name)
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
 @click.version_option(package_name="erofs-ondemand", prog_name="erofs-builder")
 @verbose_option
 def cli() -> None:
     """Turn container images into artifacts that mount at once and are fetched as they are read."""
-
-
-for _command in (convert, inspect, check, dump, export):
-    cli.add_command(_command)
 
 
 def main() -> None:

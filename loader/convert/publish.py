@@ -16,7 +16,6 @@ from loader.convert.assemble import Assembled
 from loader.convert.progress import Progress, Task
 from loader.errors import LoaderError
 from loader.registry.base import Descriptor, ImageSource, ImageTarget
-from loader.registry.client import Registry
 from loader.registry.patience import patiently
 from loader.registry.streams import CHUNK
 
@@ -28,6 +27,19 @@ class Adopting(Protocol):
     """A target on this machine that takes a finished file over without a copy."""
 
     def adopt_blob(self, digest: Digest, file: Path) -> None: ...
+
+
+@runtime_checkable
+class Linking(Protocol):
+    """A registry's repository, which can take over blobs of another one beside it."""
+
+    @property
+    def host(self) -> str: ...
+
+    @property
+    def repository(self) -> str: ...
+
+    def mount_blob(self, digest: Digest, from_repository: str) -> bool: ...
 
 
 @dataclass(slots=True)
@@ -80,8 +92,7 @@ def _put_base_blob(blob: Descriptor, base: ImageSource | None, target: ImageTarg
     """A blob of the base's repository: linked inside of one registry, else copied."""
     if base is None:
         raise LoaderError(f"blob {blob.digest} is neither at hand nor in the target")
-    same = isinstance(base, Registry) and isinstance(target, Registry) and base.host == target.host
-    if same and patiently(lambda: _link(base, target, blob)):
+    if isinstance(base, Linking) and isinstance(target, Linking) and _link(base, target, blob):
         task.advance(blob.size)
         return "linked"
 
@@ -93,9 +104,8 @@ def _put_base_blob(blob: Descriptor, base: ImageSource | None, target: ImageTarg
     return "copied"
 
 
-def _link(base: ImageSource, target: ImageTarget, blob: Descriptor) -> bool:
-    assert isinstance(base, Registry) and isinstance(target, Registry)
-    return target.mount_blob(blob.digest, base.repository)
+def _link(base: Linking, target: Linking, blob: Descriptor) -> bool:
+    return base.host == target.host and patiently(lambda: target.mount_blob(blob.digest, base.repository))
 
 
 def _put_bytes(descriptor: Descriptor, data: bytes, target: ImageTarget) -> str:

@@ -9,7 +9,6 @@ from erofs_builder.digest import Digest
 from erofs_builder.errors import ArtifactError, FormatError, UnsupportedError
 from loader.artifact import ARTIFACT_TYPE, descriptor_from_json
 from loader.errors import NotFoundError, UsageError
-from loader.registry.archive import DockerArchive
 from loader.registry.base import Descriptor, ImageSource
 from loader.registry.documents import (
     INDEX_TYPES,
@@ -96,8 +95,15 @@ def _load_image(source: ImageSource, descriptor: Descriptor) -> SourceImage:
     if config_descriptor.media_type not in _CONFIG_TYPES or len(layers) > _MAX_LAYERS:
         raise UnsupportedError(f"{what}: not a container image (its config is {config_descriptor.media_type!r})")
     config = parse_document(source.blob(config_descriptor), f"{what}: config")
-    subject = None if isinstance(source, DockerArchive) else _bare(descriptor)
+    subject = None if _made_up(source) else _bare(descriptor)
     return SourceImage(source, descriptor, _with_diff_ids(layers, config, what), _platform(config), subject)
+
+
+def _made_up(source: ImageSource) -> bool:
+    """Whether the source's manifests are its own invention, which nobody else could refer to."""
+    from loader.registry.archive import DockerArchive  # late, as in registry/open.py
+
+    return isinstance(source, DockerArchive)
 
 
 def _bare(descriptor: Descriptor) -> Descriptor:

@@ -12,7 +12,7 @@ from urllib.parse import urljoin
 
 from erofs_builder.digest import Digest
 from erofs_builder.errors import IntegrityError
-from loader.errors import RegistryError, TransientRegistryError
+from loader.errors import RegistryError, TransientRegistryError, UnreachableError
 from loader.registry.auth import Authenticator, Scopes, repository_scope
 from loader.registry.config import RegistryConfig
 from loader.registry.credentials import Keychain
@@ -24,7 +24,6 @@ from loader.registry.transport import (
     HttpResponse,
     PlainHttpError,
     Transport,
-    UnreachableError,
     public_url,
     split_url,
 )

@@ -1,11 +1,15 @@
-"""Open whatever a reference names as a source or target of images."""
+"""Open whatever a reference names as a source or target of images.
+
+The modules of archives and registries are loaded where they are needed: the HTTP stack takes longer to load than
+Python itself, and a conversion between layouts never uses it.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from loader.errors import UsageError
-from loader.registry.archive import DockerArchive, OciArchive
 from loader.registry.base import ImageSource, ImageTarget
-from loader.registry.client import Registry
 from loader.registry.config import RegistryConfig
 from loader.registry.layout import Layout
 from loader.registry.reference import (
@@ -16,6 +20,9 @@ from loader.registry.reference import (
     parse_reference,
 )
 
+if TYPE_CHECKING:
+    from loader.registry.client import Registry
+
 
 def open_image(text: str, config: RegistryConfig) -> tuple[ImageSource, str]:
     """The source that a reference names, and what to `resolve` there. The caller closes the source."""
@@ -25,12 +32,16 @@ def open_image(text: str, config: RegistryConfig) -> tuple[ImageSource, str]:
 def open_reference(reference: Reference, config: RegistryConfig) -> tuple[ImageSource, str]:
     """`open_image` for a parsed reference; UsageError for a directory tree, which is no image yet."""
     if isinstance(reference, RegistryReference):
-        return Registry(reference.host, reference.repository, config), reference.name
+        return _registry(reference, config), reference.name
     if isinstance(reference, LayoutReference):
         if reference.scheme == "oci-archive":
+            from loader.registry.archive import OciArchive
+
             return OciArchive(reference.path), reference.name
         return Layout(reference.path), reference.name
     if isinstance(reference, DockerArchiveReference):
+        from loader.registry.archive import DockerArchive
+
         return DockerArchive(reference.path), reference.name
     raise UsageError(f"{reference}: a directory is not an image", "convert it first: erofs-builder convert")
 
@@ -39,7 +50,7 @@ def open_target(text: str, config: RegistryConfig) -> tuple[ImageTarget, str | N
     """The target that a reference names, and the tag to write there (None: none). The caller closes it."""
     reference = check_target(text)
     if isinstance(reference, RegistryReference):
-        return Registry(reference.host, reference.repository, config), reference.name
+        return _registry(reference, config), reference.name
     return Layout(reference.path, create=True), reference.tag
 
 
@@ -51,3 +62,9 @@ def check_target(text: str) -> RegistryReference | LayoutReference:
     if isinstance(reference, LayoutReference) and reference.scheme == "oci" and reference.digest is None:
         return reference
     raise UsageError(f"{text}: cannot be written to", "a target is docker://HOST/REPOSITORY:TAG or oci:DIR[:TAG]")
+
+
+def _registry(reference: RegistryReference, config: RegistryConfig) -> Registry:
+    from loader.registry.client import Registry
+
+    return Registry(reference.host, reference.repository, config)

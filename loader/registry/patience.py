@@ -9,8 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from loader.errors import TransientRegistryError
-from loader.registry.transport import UnreachableError
+from loader.errors import TransientRegistryError, UnreachableError
 
 T = TypeVar("T")
 ATTEMPTS = 5

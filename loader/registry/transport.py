@@ -22,7 +22,7 @@ from urllib.parse import SplitResult, urlsplit
 import urllib3
 from urllib3.exceptions import HTTPError, LocationParseError, NewConnectionError, ProtocolError, SSLError
 
-from loader.errors import RegistryError, TransientRegistryError, UsageError
+from loader.errors import RegistryError, TransientRegistryError, UnreachableError, UsageError
 from loader.registry.config import RegistryConfig
 
 if TYPE_CHECKING:
@@ -36,10 +36,6 @@ _POOL_SIZE = 64  # kept connections per host: as many as readers may wait at onc
 
 class PlainHttpError(RegistryError):
     """The server answered a TLS handshake with something else: it probably speaks plain HTTP."""
-
-
-class UnreachableError(TransientRegistryError):
-    """No connection could be made."""
 
 
 @dataclass(slots=True)
@@ -241,6 +237,8 @@ def mapped_errors(url: str) -> Iterator[None]:
         ) from None
     except (HTTPError, OSError) as error:
         raise TransientRegistryError(f"{shown}: {type(error).__name__}") from None
+    except ValueError as error:  # a chunk of -5 bytes
+        raise TransientRegistryError(f"{shown}: a malformed answer ({error})") from None
 
 
 def _tls_error(shown: str, error: SSLError) -> RegistryError:
