@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import select
+import signal
 import socket
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from loader.keeper.fdstore import receive_with_fds, send_with_fds
 from loader.keeper.requests import Pending
+from mounts import mountinfo
 
 if TYPE_CHECKING:
     from loader.keeper.keeper import Keeper
@@ -46,13 +48,29 @@ def park(keeper: Keeper) -> None:
                 return
         for pending in keeper.requests.take_all():
             keeper.plane.answer_by_presence(pending)
-        kernel = keeper.plane.fileno()
+        kernel, signals = keeper.plane.fileno(), keeper.signals.fileno()
         while True:
-            readable, _, _ = select.select([kernel, listener.fileno()], [], [])
+            readable, _, _ = select.select([kernel, listener.fileno(), signals], [], [])
             if kernel in readable:
                 _refuse(keeper)
+            if signals in readable and signal.SIGTERM in os.read(signals, 64) and _may_go(keeper):
+                return
             if listener.fileno() in readable and _hand_over(keeper, listener):
                 return
+
+
+def _may_go(keeper: Keeper) -> bool:
+    """Whether no mount is left whose holes would be read as zeros without us; so it is when the machine shuts down,
+    which would otherwise wait for this process until its patience ends."""
+    state = keeper.state
+    state.drop_gone_mounts({mount.target for mount in mountinfo("erofs")})
+    used = {number for record in state.mounts.values() for number in record.objects}
+    if any(item.holes_read_as_zeros for number, item in state.objects.items() if number in used):
+        log.warning("incomplete mounts are still there: staying, to refuse what is missing")
+        return False
+    state.save()
+    address(keeper.config.root).unlink(missing_ok=True)
+    return True
 
 
 def _refuse(keeper: Keeper) -> None:

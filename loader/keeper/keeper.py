@@ -287,8 +287,13 @@ class Keeper:
         self._register(ours, self._on_signals)
         self._signals = (ours, theirs)
 
+    @property
+    def signals(self) -> socket.socket:
+        """Where the numbers of caught signals can be read."""
+        return self._signals[0]
+
     def _on_signals(self) -> None:
-        for number in self._signals[0].recv(64):
+        for number in self.signals.recv(64):
             self._on_signal(number)
 
     def _on_signal(self, number: int) -> None:
