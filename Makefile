@@ -1,7 +1,7 @@
 # Tasks of a checkout. `make demo` and `make test` prepare what they need (scripts/setup.sh).
 
 PYTHON := .venv/bin/python
-SOURCES := loader erofs_builder cachefiles fanotify mounts tests bench
+SOURCES := loader erofs_builder cachefiles confine fanotify mounts tests bench
 
 .PHONY: help setup demo test unit-test vm-test lint bench clean
 

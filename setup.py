@@ -5,6 +5,7 @@ from setuptools import setup
 setup(
     cffi_modules=[
         "cachefiles/_kabi_build.py:ffibuilder",
+        "confine/_kabi_build.py:ffibuilder",
         "fanotify/_kabi_build.py:ffibuilder",
         "mounts/_kabi_build.py:ffibuilder",
         "erofs_builder/_hot_build.py:ffibuilder",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-KERNEL_ABI = {"cachefiles", "fanotify", "mounts"}
+KERNEL_ABI = {"cachefiles", "confine", "fanotify", "mounts"}
 FORMAT = {"erofs_builder"}
 OURS = KERNEL_ABI | FORMAT | {"loader"}
 NETWORK = {"http", "requests", "socket", "ssl", "urllib.request", "urllib3"}

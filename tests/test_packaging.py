@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTENSIONS = ["cachefiles/_kabi", "erofs_builder/_hot", "fanotify/_kabi", "mounts/_kabi"]
+EXTENSIONS = ["cachefiles/_kabi", "confine/_kabi", "erofs_builder/_hot", "fanotify/_kabi", "mounts/_kabi"]
 
 pytestmark = pytest.mark.slow
 

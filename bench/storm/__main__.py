@@ -108,7 +108,7 @@ class Storm:
         drop_at = time.monotonic() + 5
         done = 0
         while done < kills and time.monotonic() < until:
-            time.sleep(self.rng.choice((0.02, 0.2, 0.5, 1.0)) * self.rng.random() * 2)
+            self._wait()
             kind = self.rng.choices(list(KINDS), list(KINDS.values()))[0]
             if self.victim.kill(kind, self.rng):
                 self.kills[kind] += 1
@@ -120,6 +120,17 @@ class Storm:
         self.quiet()
         self.umount()
         self.descriptors.append(self.victim.descriptors())
+
+    def _wait(self) -> None:
+        """A random moment: mostly soon after something was read, now and then before the last kill is got over."""
+        if self.rng.random() < 0.8:
+            before, until = self._reads(), time.monotonic() + 4
+            while self._reads() == before and time.monotonic() < until:
+                time.sleep(0.01)
+        time.sleep(self.rng.uniform(0, self.rng.choice((0.05, 0.3, 1.0))))
+
+    def _reads(self) -> int:
+        return sum(self.board.total(method) for method in METHODS)
 
     def everything(self) -> None:
         """Kill every process at once while readers read cold; then start again."""
@@ -151,6 +162,7 @@ class Storm:
             "kills": dict(self.kills),
             "kills in all": sum(self.kills.values()),
             **self.victim.unanswered(),
+            "reads in all": self._reads(),
             "reads": {method: board.total(method) for method in METHODS},
             "reads that gave an error": board.total("errors"),
             "wrong bytes, encoded": board.total("wrong_encoded"),

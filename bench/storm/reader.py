@@ -44,7 +44,11 @@ def _compare(got: bytes, source: int, offset: int, length: int, what: str) -> No
 def by_read(path: Path, source: int, rng: random.Random) -> None:
     with open(path, "rb", buffering=0) as stream:
         for offset, length in _slices(rng, os.fstat(source).st_size):
-            _compare(os.pread(stream.fileno(), length, offset), source, offset, length, str(path))
+            done = 0
+            while done < length:  # an error behind the first pages gives those, then itself
+                got = os.pread(stream.fileno(), length - done, offset + done)
+                _compare(got, source, offset + done, len(got) or length - done, str(path))
+                done += len(got)
 
 
 def by_direct(path: Path, source: int, rng: random.Random) -> None:
@@ -58,8 +62,10 @@ def by_direct(path: Path, source: int, rng: random.Random) -> None:
     try:
         with mmap.mmap(-1, _SLICE) as buffer:
             for offset, length in _slices(rng, os.fstat(source).st_size):
-                count = os.preadv(fd, [buffer], offset)
-                _compare(buffer[: min(count, length)], source, offset, length, str(path))
+                count = min(os.preadv(fd, [buffer], offset), length)
+                if count < length and not count % _PAGE:
+                    os.preadv(fd, [mmap.mmap(-1, _PAGE)], offset + count)  # the error, if there was one
+                _compare(buffer[:count], source, offset, count or length, str(path))
     finally:
         os.close(fd)
 
@@ -113,7 +119,12 @@ def by_exec(path: Path, source: int, rng: random.Random) -> None:
         if error.errno == errno.ENOEXEC:
             raise WrongBytesError(f"{path}: executed, {error}") from None
         raise
-    if done.returncode in (-signal.SIGBUS, -signal.SIGKILL):
+    if done.returncode in (-signal.SIGBUS, -signal.SIGKILL, -signal.SIGSEGV):
+        # Pages that could not be read: in exec(2) itself the kernel makes a SIGSEGV of it. Wrong ones would be cached.
+        with open(path, "rb", buffering=0) as stream:
+            for offset in range(0, os.fstat(source).st_size, _PAGE):
+                got = os.pread(stream.fileno(), _PAGE, offset)
+                _compare(got, source, offset, len(got), f"{path} after {done.returncode}")
         raise OSError(errno.EIO, "executed")
     if done.returncode or done.stdout != expected:
         raise WrongBytesError(f"{path}: executed: {done.returncode} {done.stdout!r}")

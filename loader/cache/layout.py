@@ -1,7 +1,7 @@
 """The cache directory: what lies where, and who may touch it.
 
     ROOT/
-      state.db                     SQLite (WAL): images, their blobs, mounts, last use      state.py
+      records/state.db             SQLite (WAL): images, their blobs, mounts, last use      state.py
       images/HEX/FORM.payload      metadata payload, whole and verified; what is mounted   images.py
       blobs/FORM/HEX/table         its frame table (frames.py of the builder)               files.py
       blobs/FORM/HEX/data          sparse file: the blob in this form                       files.py
@@ -10,6 +10,7 @@
       objects/NAME/ready, synced   cachefiles: the same for the kernel's own cache files    ready.py
       cachefiles/                  belongs to the kernel while the cachefiles plane is on
       tmp/                         half-written files; emptied at start
+      keeper.json, choice.json, loader.lock, notify.sock, parked.sock                       the keeper's, loader.keeper
 
 FORM is `encoded` or `decoded`, HEX the sha256 of the manifest (images) or of the blob (blobs).
 
@@ -40,7 +41,7 @@ class Layout:
 
     @property
     def database(self) -> Path:
-        return self.root / "state.db"
+        return self.root / "records" / "state.db"
 
     @property
     def tmp(self) -> Path:
@@ -58,10 +59,14 @@ class Layout:
     def object(self, name: str) -> Path:
         return self.root / "objects" / name
 
+    def writable(self) -> list[Path]:
+        """The directories that a worker writes in. The rest of the root is the keeper's."""
+        return [self.root / name for name in ("records", "images", "blobs", "objects", "tmp")]
+
     def prepare(self) -> None:
         """Make the directories and throw away what a killed process left half-written."""
-        for name in ("images", "blobs", "objects", "tmp"):
-            (self.root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        for directory in self.writable():
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for leftover in self.tmp.iterdir():
             if leftover.is_dir():
                 shutil.rmtree(leftover)

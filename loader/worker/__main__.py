@@ -13,10 +13,12 @@ import threading
 import time
 from dataclasses import replace
 
+from loader.cache.layout import Layout
 from loader.config import SETTINGS_VARIABLE, Config, load_config
 from loader.keeper.protocol import CONTROL_FD_ENV, KEEPER_FD_ENV, Kind
 from loader.registry.config import load_registry_config
 from loader.worker.api import Api
+from loader.worker.confinement import confine
 from loader.worker.control import ControlServer
 from loader.worker.link import Link, Packet
 from loader.worker.service import Service
@@ -34,6 +36,10 @@ def main() -> int:
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # its messages quote URLs with secrets; ours say the rest
     connection = socket.socket(fileno=int(os.environ[KEEPER_FD_ENV]))
     listener = socket.socket(fileno=int(os.environ[CONTROL_FD_ENV]))
+    writable = Layout(config.root).writable()
+    for directory in writable:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    confinement = confine(writable)
     leaving = threading.Event()
     _handle_signals(connection, leaving)
     link = Link(connection)
@@ -44,7 +50,7 @@ def main() -> int:
     registries = load_registry_config(config.file)
     if config.insecure:
         registries = replace(registries, insecure=True)
-    service = Service(config, registries, link, _plane(first, config))
+    service = Service(config, registries, link, _plane(first, config), confinement)
     signal.signal(signal.SIGUSR1, lambda *_: threading.Thread(target=service.log_waiting, name="waiting").start())
     server = ControlServer(listener, Api(service))
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, name="control", daemon=True).start()

@@ -116,7 +116,9 @@ class Api:
             "mounts": len(service.state.mounts()),
             "waiting": [{"file": file, "frame": frame, "age": round(age, 3)} for file, frame, age in waiting],
             "source_errors": dict(service.fetcher.last_errors),
+            "failed_reads": [failure._asdict() for failure in service.readpath.failures],
             "fenced": service.fenced,
+            "confinement": service.confinement._asdict(),
             "link": {"bytes_in_flight": service.link_estimate.in_flight},
         }
 

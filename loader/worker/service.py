@@ -24,6 +24,7 @@ from loader.registry.base import ImageSource
 from loader.registry.config import RegistryConfig
 from loader.registry.open import open_image
 from loader.worker.collector import Collector
+from loader.worker.confinement import Confinement
 from loader.worker.counters import Counters
 from loader.worker.fetcher import Fetcher
 from loader.worker.hints import hints_of
@@ -48,8 +49,11 @@ CHECKPOINT_INTERVAL = 5.0
 class Service:
     """Everything that a worker has. `plane` is what the keeper says that it serves."""
 
-    def __init__(self, config: Config, registries: RegistryConfig, link: Link, plane: str) -> None:
+    def __init__(
+        self, config: Config, registries: RegistryConfig, link: Link, plane: str, confinement: Confinement
+    ) -> None:
         self.config = config
+        self.confinement = confinement
         self.plane = plane
         self.started = time.time()
         self.layout = Layout(config.root)

@@ -78,5 +78,5 @@ def tree_of(pid):
 def copy_tree(target):
     """Another build of the product: its packages copied."""
     target.mkdir()
-    for name in ("loader", "erofs_builder", "cachefiles", "fanotify", "mounts"):
+    for name in ("loader", "erofs_builder", "cachefiles", "confine", "fanotify", "mounts"):
         shutil.copytree(REPOSITORY / name, target / name)
