@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import shutil
 import struct
 import tarfile
 from pathlib import Path
@@ -21,6 +22,7 @@ from loader.keeper.protocol import Answer, Kind, Request, pack_answer, pack_json
 from loader.registry.base import Descriptor
 from loader.registry.documents import encode_index
 
+FINDS = Path(__file__).parent.parent / "tests/assets/fuzz"
 _DIGEST = Digest.of(b"content")
 
 
@@ -201,8 +203,12 @@ def seeds() -> dict[str, list[bytes]]:
 
 
 def write(directory: Path) -> int:
-    """Write them below a directory, one directory a target; the number of files."""
+    """Write them, and earlier finds, below a directory, one directory a target; the number of files."""
     count = 0
+    for find in FINDS.glob("*/*"):
+        (directory / find.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(find, directory / find.parent.name / find.name)
+        count += 1
     for target, inputs in seeds().items():
         (directory / target).mkdir(parents=True, exist_ok=True)
         for number, data in enumerate(inputs):

@@ -32,7 +32,7 @@ TARGETS = {
     "control": Target(packets.control, packets.ALLOWED, 2048),
     "decompress": Target(layers.decompress, layers.ALLOWED, 8192),
     "docker-archive": Target(registry.docker_archive, registry.ALLOWED, 16384),
-    "erofs": Target(formats.erofs, formats.ALLOWED, 512, 2),
+    "erofs": Target(formats.erofs, formats.ALLOWED, 512, 4),
     "fanotify": Target(packets.fanotify, packets.ALLOWED, 1024),
     "frame-table": Target(formats.frame_table, formats.ALLOWED, 4096),
     "headers": Target(registry.headers, registry.ALLOWED, 1024),
