@@ -124,7 +124,18 @@ def play(task: dict) -> None:
         getattr(module, task["function"])(guest)
         guest.end(ok=True)
     except BaseException as error:
-        guest.end(ok=False, error=f"{type(error).__name__}: {error}", trace=traceback.format_exc())
+        trace = f"{traceback.format_exc()}\n{logs(task)}"
+        guest.end(ok=False, error=f"{type(error).__name__}: {error}", trace=trace)
+
+
+def logs(task: dict) -> str:
+    """What the daemon and the kernel said, for a failure."""
+    from lib import run
+
+    commands = [("dmesg",), ("cat", "/run/disk/serve.log")]
+    if task["systemd"]:
+        commands.append(("journalctl", "--no-pager", "-o", "short-monotonic", "-u", "erofs-loader", "-u", "init.scope"))
+    return "\n".join(f"--- {' '.join(words)}\n{run(*words, ok=False).stdout[-30000:]}" for words in commands)
 
 
 def be_systemd() -> None:
@@ -153,7 +164,7 @@ def main() -> None:
     """Be PID 1: reap everything, and power off when the scenario's process has ended."""
     try:
         task = prepare_machine()
-        if task.get("systemd"):
+        if task["systemd"]:
             be_systemd()
         pid = os.fork()
         if pid == 0:

@@ -15,7 +15,7 @@ export PYTHONPATH={tree}
 exec {python} -c 'import sys; from loader.cli.loader import main; sys.exit(main())' "$@"
 """
 # The host's other services are not wanted here, and the watchdog's time is cut to what a test can wait for.
-DROP_IN = "[Unit]\nWants=\nAfter=\n[Service]\nWatchdogSec={watchdog}\n"
+DROP_IN = "[Unit]\nWants=\nAfter=\n[Service]\nWatchdogSec={watchdog}\nStandardError=journal+console\n"
 
 
 def install(guest, watchdog=20):

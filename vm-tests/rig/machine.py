@@ -60,8 +60,8 @@ def run(boot: Boot) -> dict[str, Any]:
         raise ValueError(f"{boot.folder}: the guest has its own /tmp and /run, and would not see it")
     boot.folder.mkdir(parents=True)
     modules = [str(path) for path in boot.image.modules]
-    common = {"folder": str(boot.folder), "nonce": nonce, "port": PORT_NAME, "modules": modules}
-    (boot.folder / "task.json").write_text(json.dumps({**boot.task, **common}))
+    common = {"systemd": False, "folder": str(boot.folder), "nonce": nonce, "port": PORT_NAME, "modules": modules}
+    (boot.folder / "task.json").write_text(json.dumps({**common, **boot.task}))
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket(socket.AF_UNIX))
         listener.bind(str(boot.folder / "port"))
