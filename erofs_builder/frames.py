@@ -85,6 +85,18 @@ class FrameTable:
     def __iter__(self) -> Iterator[Frame]:
         return (self[index] for index in range(len(self)))
 
+    def frame_decoded_offset(self, index: int) -> int:
+        """Where a frame's content begins in the decoded blob, without the rest of the frame."""
+        return self._decoded[index] * BLOCK
+
+    def frame_decoded_size(self, index: int) -> int:
+        """Bytes that a frame decodes to."""
+        return (self._decoded[index + 1] - self._decoded[index]) * BLOCK
+
+    def frame_encoded_size(self, index: int) -> int:
+        """Bytes that a frame takes in the blob."""
+        return (self._encoded[index + 1] - self._encoded[index]) * BLOCK
+
     @property
     def blob_size(self) -> int:
         """Bytes of the blob as the registry holds it."""

@@ -150,7 +150,7 @@ class LayerBuilder:
         blob = Blob(table) if table else None
         locate = self._packer.pieces.locate(blob or Blob())
         for node, file in zip(self._files, self._places, strict=True):
-            node.extents, node.digest = locate(file, node.size)
+            node.extents = locate(file, node.size)
         return Layer(self._entries, blob, self._packer.pieces.contents())
 
 

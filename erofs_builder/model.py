@@ -53,7 +53,6 @@ class Node:
     mtime_nsec: int = 0
     size: int = 0  # regular files
     extents: tuple[Extent, ...] = ()
-    digest: bytes | None = None  # sha256 of a regular file's content (32 bytes), where it was hashed whole
     target: bytes = b""  # symlinks
     rdev: tuple[int, int] = (0, 0)  # major, minor of devices
     xattrs: dict[bytes, bytes] = field(default_factory=dict)  # full names, e.g. b"security.capability"

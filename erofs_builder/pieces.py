@@ -6,7 +6,6 @@ instead of objects: 160 bytes a piece, most of it the lookup by digest.
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
@@ -17,7 +16,6 @@ from erofs_builder.errors import ArtifactError
 from erofs_builder.model import Blob, Extent
 
 HOLE = -1
-EMPTY_DIGEST = hashlib.sha256(b"").digest()
 
 
 class BasePiece(NamedTuple):
@@ -124,9 +122,9 @@ class Pieces:
                 contents.append(self.digest(number), frame, offset, length)
         return contents
 
-    def locate(self, blob: Blob) -> Callable[[FileRef, int], tuple[tuple[Extent, ...], bytes | None]]:
-        """A function from a file and its size to extents and digest, shared by files of one content. After `settle`."""
-        single: list[tuple[tuple[Extent, ...], bytes | None] | None] = [None] * len(self)
+    def locate(self, blob: Blob) -> Callable[[FileRef, int], tuple[Extent, ...]]:
+        """A function from a file and its size to its extents, shared by files of one content. After `settle`."""
+        single: list[tuple[Extent, ...] | None] = [None] * len(self)
 
         def extent(number: int, length: int) -> Extent:
             if number == HOLE:
@@ -134,14 +132,14 @@ class Pieces:
             held = self._held.get(number)
             return Extent(held.blob if held else blob, self._frames[number], self._offsets[number], length)
 
-        def locate(file: FileRef, size: int) -> tuple[tuple[Extent, ...], bytes | None]:
+        def locate(file: FileRef, size: int) -> tuple[Extent, ...]:
             if isinstance(file, CutFile):
-                return tuple(map(extent, file.runs, file.lengths)), None if size else EMPTY_DIGEST
+                return tuple(map(extent, file.runs, file.lengths))
             if file == HOLE:
-                return (extent(HOLE, size),), None
+                return (extent(HOLE, size),)
             found = single[file]
             if found is None:
-                found = single[file] = ((extent(file, size),), self.digest(file))
+                found = single[file] = (extent(file, size),)
             return found
 
         return locate

@@ -79,7 +79,7 @@ def _runs(node: Node) -> Iterator[Run]:
         count = blocks_of(extent.length)
         position = 0
         if extent.blob is not None and extent.blob.table is not None:
-            position = (extent.blob.table[extent.frame].decoded_offset + extent.frame_offset) >> BLOCK_BITS
+            position = (extent.blob.table.frame_decoded_offset(extent.frame) + extent.frame_offset) >> BLOCK_BITS
         follows = extent.blob is blob and (blob is None or position == start + blocks)
         if blocks and not follows:
             yield Run(blob, start, blocks)

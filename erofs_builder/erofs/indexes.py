@@ -209,7 +209,7 @@ def _is_fragment(extent: Extent) -> bool:
         return False
     if extent.length % BLOCK:
         return True
-    return extent.length == BLOCK < extent.blob.table[extent.frame].encoded_size
+    return extent.length == BLOCK < extent.blob.table.frame_encoded_size(extent.frame)
 
 
 def _is_partial(extent: Extent, frame: Frame) -> bool:

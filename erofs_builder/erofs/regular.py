@@ -58,11 +58,13 @@ def check_extents(node: Node) -> None:
         table = extent.blob.table
         if table is None:
             raise ValueError("a file refers to a blob that is not complete")
-        frame = table[extent.frame]
+        if not 0 <= extent.frame < len(table):
+            raise ValueError(f"extent {number} lies in frame {extent.frame} of {len(table)}")
+        decoded_size = table.frame_decoded_size(extent.frame)
         if extent.frame_offset % BLOCK or (last and extent.frame_offset):
             raise ValueError(f"extent {number} starts at {extent.frame_offset} of its frame")
-        if extent.frame_offset + extent.length > frame.decoded_size:
-            raise ValueError(f"extent {number} reaches beyond its frame of {frame.decoded_size} bytes")
+        if extent.frame_offset + extent.length > decoded_size:
+            raise ValueError(f"extent {number} reaches beyond its frame of {decoded_size} bytes")
     if total != node.size:
         raise ValueError(f"the extents' {total} bytes are not the size, {node.size}")
 
