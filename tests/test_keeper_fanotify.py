@@ -155,14 +155,14 @@ def test_a_lazily_unmounted_file_stays_guarded(daemon: Daemon, image: Image, tar
 @pytest.mark.parametrize(
     ("call", "arguments", "number"),
     [
-        ("create", {"path": "/nowhere/at/all"}, errno.ENOENT),
+        ("create", {"path": "/nowhere/at/all"}, errno.EPERM),
         ("create", {"path": "/proc/version", "form": "encoded"}, errno.EACCES),
         ("create", {"form": "other", "path": "/x"}, errno.EINVAL),
         ("create", {"size": "x", "path": "/x"}, errno.EINVAL),
         ("release", {"object": 99}, errno.ENOENT),
         ("complete", {}, errno.EINVAL),
         ("mount", {"target": "/nowhere", "objects": [99]}, errno.ENOENT),
-        ("mount", {"target": "/nowhere", "source": "/nowhere"}, errno.ENOENT),
+        ("mount", {"target": "/nowhere", "source": "/nowhere"}, errno.EPERM),
         ("mount", {}, errno.EINVAL),
         ("umount", {"target": "/nowhere"}, errno.ENOENT),
         ("cull", {"directory": "x", "name": "y"}, errno.EOPNOTSUPP),

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from loader.keeper.bounds import check_mount
 from loader.keeper.state import MountRecord, State
 from mounts import mount_erofs, mountinfo, umount2
 from mounts.syscalls import MNT_DETACH
@@ -75,6 +76,8 @@ class Mounter:
             raise OSError(errno.EBUSY, "already mounted by this daemon", record.target)
         devices = [str(device) for device in arguments.get("devices") or []]
         options = [str(option) for option in arguments.get("options") or []]
+        known = [self._state.objects[number].path for number in record.objects]
+        check_mount(self._state.path.parent, record.source, devices, options, known)
         options += [
             f"{key}={value}" for key, value in (("fsid", record.fsid), ("domain_id", record.domain_id)) if value
         ]

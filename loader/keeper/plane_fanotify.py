@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fanotify
+from loader.keeper.bounds import open_below
 from loader.keeper.fdstore import FdStore
 from loader.keeper.journal import CAPACITY, Entry, Journal
 from loader.keeper.requests import Pending, RequestTable
@@ -70,7 +71,7 @@ class FanotifyPlane:
                 if item.complete:
                     self.mark(item.id)
                 return item
-        writer = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        writer = open_below(self._state.path.parent / "blobs", path, os.O_RDWR)
         item = self._state.new_object(self.name, name=name, path=path, form=form, size=size)
         try:
             self._store.store(item.store_name, writer)

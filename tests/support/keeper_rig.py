@@ -162,12 +162,16 @@ class Daemon:
         return int(answer["keeper"]), int(answer["pid"])
 
     def cache_files(self, image: Image) -> list[Path]:
-        return [self.root / f"{path.name}.{image.form.value}" for path in image.data]
+        return [self.root / "blobs" / f"{path.name}.{image.form.value}" for path in image.data]
 
     def mount(self, image: Image, target: Path) -> list[int]:
         """Make the image's cache files, empty, and mount them; the numbers of their objects."""
         objects = []
         target.mkdir(exist_ok=True)
+        metadata = self.root / "images" / image.form.value
+        for directory in (self.root / "blobs", metadata.parent):
+            directory.mkdir(exist_ok=True)
+        metadata.write_bytes(image.metadata.read_bytes())
         for path, cached in zip(image.data, self.cache_files(image), strict=True):
             link = self.source / path.name
             if not link.exists():
@@ -182,7 +186,7 @@ class Daemon:
         options = ["cache_strategy=disabled"] if image.form is Form.ENCODED else []
         devices = [str(path) for path in self.cache_files(image)]
         mounted = self.call(
-            "mount", source=str(image.metadata), devices=devices, options=options, target=str(target), objects=objects
+            "mount", source=str(metadata), devices=devices, options=options, target=str(target), objects=objects
         )
         assert mounted["errno"] == 0, mounted
         return objects
