@@ -33,6 +33,8 @@ EMPTY_CONFIG = b"{}"
 PAYLOAD_SIZE_ANNOTATION = "org.erofs-ondemand.payload-size"
 MAX_BLOB_SIZE = 1 << 63  # what sizes are kept in, here and in the Go of registries
 INODES_ANNOTATION = "org.erofs-ondemand.inodes"
+# What the image's start reads, as its builder knows it (erofs_builder/frame_list.py).
+START_ANNOTATION = "org.erofs-ondemand.start"
 
 
 @dataclass(slots=True)

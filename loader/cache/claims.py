@@ -20,6 +20,8 @@ from typing import NamedTuple
 
 from loader.cache.files import CacheFile
 
+LEAST_AHEAD = 128 << 10  # bytes that may be fetched ahead at once on any link
+
 
 class Priority(IntEnum):
     """What goes first."""
@@ -49,7 +51,7 @@ class Waiter:
 class Flight:
     """One frame on its way."""
 
-    __slots__ = ("attempts", "fetching", "file", "frame", "priority", "refusals", "waiters")
+    __slots__ = ("attempts", "fetching", "file", "frame", "held", "priority", "refusals", "waiters")
 
     def __init__(self, file: CacheFile, frame: int, priority: Priority) -> None:
         self.file = file
@@ -59,6 +61,7 @@ class Flight:
         self.fetching = False
         self.attempts = 0
         self.refusals = 0  # attempts whose bytes were wrong or not there
+        self.held: bytes | None = None  # verified bytes that the disk has no room for
 
     @property
     def encoded_size(self) -> int:
@@ -78,7 +81,14 @@ Key = tuple[CacheFile, int]
 class FlightTable:
     """All flights of a worker. Thread-safe."""
 
-    def __init__(self, connections: int, prefetch_connections: int, range_limits: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        connections: int,
+        prefetch_connections: int,
+        range_limits: tuple[int, ...],
+        window: Callable[[], int] | None = None,
+    ) -> None:
+        """`window`: bytes that keep the link busy; beyond them nothing more is fetched ahead, or readers would wait."""
         self._condition = threading.Condition()
         self._flights: dict[Key, Flight] = {}
         self._queues: tuple[OrderedDict[Key, Flight], ...] = tuple(OrderedDict() for _ in Priority)
@@ -87,6 +97,8 @@ class FlightTable:
         self._fetching = [0 for _ in Priority]  # ranges in flight, by priority
         self._limits = (connections, prefetch_connections, prefetch_connections)
         self._range_limits = range_limits
+        self._window = window
+        self._flying = [0 for _ in Priority]  # bytes of these ranges
         self._stopped = False
 
     def __len__(self) -> int:
@@ -134,13 +146,18 @@ class FlightTable:
                 self._release_delayed()
                 for priority in Priority:
                     if self._queues[priority] and self._allowed(priority):
-                        return self._take_run(priority)
+                        run = self._take_run(priority)
+                        if self._queues[priority] and self._allowed(priority):
+                            self._condition.notify()  # there is room for one more
+                        return run
                 self._condition.wait(self._delayed[0][0] - time.monotonic() if self._delayed else None)
         return None
 
     def _allowed(self, priority: Priority) -> bool:
         if self._fetching[priority] >= self._limits[priority]:
             return False
+        if priority is Priority.AHEAD and self._window is not None and self._flying[priority] > LEAST_AHEAD:
+            return self._flying[priority] <= self._window()
         if priority is Priority.BACKGROUND:
             return self.idle and not self._fetching[Priority.AHEAD]
         return True
@@ -160,12 +177,14 @@ class FlightTable:
             flight.fetching = True
             flight.attempts += 1
         self._fetching[priority] += 1
+        self._flying[priority] += size
         return Run(priority, run)
 
     def finish(self, run: Run) -> None:
         """The range of a taken run is over, whatever became of it. Flights that neither landed nor failed fly again."""
         with self._condition:
             self._fetching[run.priority] -= 1
+            self._flying[run.priority] -= sum(flight.encoded_size for flight in run.flights)
             for flight in run.flights:
                 if flight.fetching and self._flights.get((flight.file, flight.frame)) is flight:
                     self._again(flight, 0.0)

@@ -3,6 +3,7 @@
     ROOT/
       records/state.db             SQLite (WAL): images, their blobs, mounts, last use      state.py
       images/HEX/FORM.payload      metadata payload, whole and verified; what is mounted   images.py
+      images/HEX/start, trace      lists of frames that a start reads                      starts.py
       blobs/FORM/HEX/table         its frame table (frames.py of the builder)               files.py
       blobs/FORM/HEX/data          sparse file: the blob in this form                       files.py
       blobs/FORM/HEX/ready         bitmap, one bit a frame: its bytes are in `data`         ready.py
@@ -49,6 +50,9 @@ class Layout:
 
     def payload(self, manifest: Digest, form: Form) -> Path:
         return self.root / "images" / manifest.hex / f"{form.value}.payload"
+
+    def start_list(self, manifest: Digest, name: str) -> Path:
+        return self.root / "images" / manifest.hex / name
 
     def blob(self, blob: Digest, form: Form) -> Path:
         return self.root / "blobs" / form.value / blob.hex

@@ -6,12 +6,14 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from erofs_builder.digest import Digest
 from erofs_builder.layer import Layer, Options
 from erofs_builder.pieces import Base
 from erofs_builder.rootfs import build_rootfs
+from erofs_builder.startup import Command
 from loader.artifact import ARTIFACT_TYPE, INDEX_TYPE, descriptor_to_json
 from loader.convert.assemble import PAYLOAD_LEVEL, Assembled, assemble
 from loader.convert.base import BaseArtifact, load_base
@@ -19,6 +21,7 @@ from loader.convert.layers import blob_path, convert_layer
 from loader.convert.progress import NoProgress, Progress
 from loader.convert.publish import Published, publish
 from loader.convert.source import ALL_PLATFORMS, SourceImage, SourceLayer, load_source
+from loader.convert.start import start_list
 from loader.errors import NotFoundError, UsageError
 from loader.registry.base import Descriptor, ImageTarget
 from loader.registry.config import RegistryConfig
@@ -136,7 +139,7 @@ class _Conversion:
     def convert_image(self, image: SourceImage, tag: str | None) -> Converted:
         """One platform's image."""
         layers = tuple(self._layer(image, layer, number) for number, layer in enumerate(image.layers, 1))
-        return self._finish(image.platform_text, image.subject, layers, tag)
+        return self._finish(image.platform_text, image.subject, layers, tag, image.command)
 
     def convert_rootfs(self, root: Path, tag: str | None) -> Converted:
         """A directory as an image of one layer."""
@@ -168,12 +171,25 @@ class _Conversion:
         return done
 
     def _finish(
-        self, platform: str, subject: Descriptor | None, layers: tuple[ConvertedLayer, ...], tag: str | None
+        self,
+        platform: str,
+        subject: Descriptor | None,
+        layers: tuple[ConvertedLayer, ...],
+        tag: str | None,
+        command: Command | None = None,
     ) -> Converted:
         base = self.base.blobs if self.base else ()
-        with self._progress.task("metadata", None):
-            assembled = assemble([item.layer for item in layers], subject, base, self._request.metadata_level)
         files = {item.layer.blob.digest: item.file for item in layers if item.layer.blob}
+        start = partial(start_list, command=command, files=files) if command else None
+        with self._progress.task("metadata", None):
+            assembled = assemble(
+                [item.layer for item in layers],
+                subject,
+                base,
+                self._request.metadata_level,
+                start,
+                consume=self._request.platform != ALL_PLATFORMS,
+            )
         base_source = self.base.source if self.base else None
         published = publish(assembled, files, base_source, self._target, tag, self._progress)
         return Converted(platform, subject, layers, assembled, published)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from erofs_builder.digest import Digest
 from erofs_builder.errors import ArtifactError, FormatError, UnsupportedError
+from erofs_builder.startup import Command
 from loader.artifact import ARTIFACT_TYPE, descriptor_from_json
+from loader.convert.start import command_of
 from loader.errors import NotFoundError, UsageError
 from loader.registry.base import Descriptor, ImageSource
 from loader.registry.documents import (
@@ -44,6 +46,7 @@ class SourceImage:
     layers: tuple[SourceLayer, ...]
     platform: dict[str, Any]
     subject: Descriptor | None
+    command: Command = field(default_factory=Command)
 
     @property
     def platform_text(self) -> str:
@@ -96,7 +99,8 @@ def _load_image(source: ImageSource, descriptor: Descriptor) -> SourceImage:
         raise UnsupportedError(f"{what}: not a container image (its config is {config_descriptor.media_type!r})")
     config = parse_document(source.blob(config_descriptor), f"{what}: config")
     subject = None if _made_up(source) else _bare(descriptor)
-    return SourceImage(source, descriptor, _with_diff_ids(layers, config, what), _platform(config), subject)
+    with_diff_ids = _with_diff_ids(layers, config, what)
+    return SourceImage(source, descriptor, with_diff_ids, _platform(config), subject, command_of(config))
 
 
 def _made_up(source: ImageSource) -> bool:

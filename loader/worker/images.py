@@ -14,7 +14,7 @@ from erofs_builder.digest import Digest
 from erofs_builder.errors import ArtifactError, IntegrityError
 from erofs_builder.frames import FrameTable
 from erofs_builder.payload import ALIGNMENT, Form, Payload, decode_payload, device_tag
-from loader.artifact import PAYLOAD_SIZE_ANNOTATION, Artifact
+from loader.artifact import PAYLOAD_SIZE_ANNOTATION, START_ANNOTATION, Artifact
 from loader.cache.files import store_table
 from loader.cache.layout import Layout, replace_file
 from loader.cache.state import ImageRecord, State
@@ -26,6 +26,7 @@ from loader.registry.reference import LayoutReference, RegistryReference, Rootfs
 from loader.worker.counters import Counters
 from loader.worker.objects import tags
 from loader.worker.sources import Sources
+from loader.worker.starts import START, Starts
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +37,12 @@ _SUPERBLOCK = 1024
 class Images:
     """Images by name and digest. Thread-safe."""
 
-    def __init__(self, layout: Layout, state: State, sources: Sources, counters: Counters) -> None:
+    def __init__(self, layout: Layout, state: State, sources: Sources, counters: Counters, starts: Starts) -> None:
         self._layout = layout
         self._state = state
         self._sources = sources
         self._counters = counters
+        self._starts = starts
         self._adding = threading.Lock()
         self._unpacking = threading.Lock()  # payloads that decompress to the limit take memory for one at a time
         self._tags: dict[str, tuple[Form, Digest]] = {}
@@ -104,6 +106,7 @@ class Images:
             with self._unpacking:
                 payload, tables = verified_payload(compressed, metadata, artifact, form)
                 self._store(descriptor.digest, form, payload, tables)
+            self._starts.remember(descriptor.digest, START, artifact.annotations.get(START_ANNOTATION, ""))
             sha256 = Digest.of(payload)
         else:
             sha256 = self._state.payloads(descriptor.digest)[form]

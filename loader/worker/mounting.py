@@ -26,6 +26,7 @@ from loader.errors import BusyError, LoaderError, NotFoundError
 from loader.worker.images import Images
 from loader.worker.link import CallError, Link, as_loader_error
 from loader.worker.objects import Objects, blob_key
+from loader.worker.starts import Starts
 from mounts.mountinfo import mountinfo
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class Mounting:
 
     def __init__(
         self, plane: str, domain: str, layout: Layout, state: State, images: Images, objects: Objects,
-        flights: FlightTable, link: Link, announce: Callable[[Payload], object],
+        flights: FlightTable, link: Link, announce: Callable[[Payload], object], starts: Starts,
     ) -> None:  # fmt: skip
         self.plane = plane
         self.domain = domain
@@ -59,6 +60,7 @@ class Mounting:
         self._flights = flights
         self._link = link
         self._announce = announce
+        self._starts = starts
         self._lock = threading.Lock()
         self._boot = boot_id().hex()
         self._held = Counter[tuple[Digest, Form]]()
@@ -84,6 +86,8 @@ class Mounting:
                     record = self._mount_files(image, target, form, path, payload.tables)
                 else:
                     record = self._mount_fsid(image, target, form)
+                    opened = [self._objects.files_of(form, table.blob_digest) for table in payload.tables]
+                    self._starts.fetch(image.digest, [files[-1] if files else None for files in opened])
             except CallError as error:
                 raise as_loader_error(error, f"mounting {image.name} on {target}") from None
             self._state.add_mount(record)
@@ -104,6 +108,7 @@ class Mounting:
         self, image: ImageRecord, target: str, form: Form, path: Path, tables: tuple[FrameTable, ...]
     ) -> MountRecord:
         files = [self._open_blob(form, table) for table in tables]
+        self._starts.fetch(image.digest, files)
         self._link.call(
             "mount",
             source=str(path),

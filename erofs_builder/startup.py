@@ -1,0 +1,176 @@
+"""What an image's start reads first, as far as the image itself says: its program, interpreters and their libraries.
+
+The command of the image's config is found along its PATH; a script leads to the program in its first line; an ELF
+program to its loader and, as that would, to all libraries that it needs. The result is a list of frames in about the
+order of their use, a hint for whoever fetches: nothing depends on its being right.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from erofs_builder.elf import Program, read_program
+from erofs_builder.model import Blob, Node
+from erofs_builder.paths import lookup
+
+Place = tuple[Blob, int]  # a frame
+ReadFrame = Callable[[Blob, int], bytes]  # its decoded bytes; may raise OSError or KeyError where it is not at hand
+
+DEFAULT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_LIBRARY_DIRECTORIES = (b"/lib", b"/usr/lib", b"/lib64", b"/usr/lib64", b"/usr/local/lib")
+_CACHE, _CONFIGURATION = b"/etc/ld.so.cache", b"/etc/ld.so.conf"
+MAX_FILES = 512
+MAX_SCRIPTS = 4  # interpreters that are scripts themselves
+# Encoded bytes of a file that is taken whole: nearly all of a program is used, of a large library little.
+_WHOLE_PROGRAM, _WHOLE_LIBRARY = 4 << 20, 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What an image's config says about its start."""
+
+    arguments: tuple[str, ...] = ()  # entrypoint and command
+    environment: tuple[str, ...] = ()
+    directory: str = "/"
+
+    def variable(self, name: str) -> bytes:
+        """The value of a variable of the environment, empty without one."""
+        prefix = name + "="
+        found = [text[len(prefix) :] for text in self.environment if text.startswith(prefix)]
+        return found[-1].encode(errors="surrogateescape") if found else b""
+
+
+def start_frames(root: Node, command: Command, read_frame: ReadFrame) -> list[Place]:
+    """The frames that a start reads, each once; empty if the command leads nowhere."""
+    return _Start(root, command, read_frame).frames()
+
+
+@dataclass(slots=True)
+class _Start:
+    root: Node
+    command: Command
+    read_frame: ReadFrame
+    first: dict[Place, None] = field(default_factory=dict)
+    rest: dict[Place, None] = field(default_factory=dict)
+    cache: dict[Place, bytes] = field(default_factory=dict)
+    seen: set[int] = field(default_factory=set)
+
+    def frames(self) -> list[Place]:
+        if self.command.arguments:
+            try:
+                self._program(self.command.arguments[0].encode(errors="surrogateescape"), MAX_SCRIPTS)
+            except (OSError, KeyError):  # its bytes are not at hand: what was found so far is as good
+                pass
+        return list(self.first | self.rest)
+
+    def _program(self, name: bytes, scripts: int) -> None:
+        found = self._find_program(name)
+        if found is None or id(found[1]) in self.seen:
+            return
+        path, node = found
+        head = self._read(node, 0, 256)
+        if head.startswith(b"#!") and scripts:
+            self._add(self.first, _frames(node))
+            words = head[2:].partition(b"\n")[0].split()
+            for word in words[: 2 if words and words[0].endswith(b"/env") else 1]:
+                self._program(word, scripts - 1)
+            return
+        self._loaded(path, node, _WHOLE_PROGRAM)
+
+    def _find_program(self, name: bytes) -> tuple[bytes, Node] | None:
+        if b"/" in name:
+            return self._file(name if name.startswith(b"/") else self.command.directory.encode() + b"/" + name)
+        directories = (self.command.variable("PATH") or DEFAULT_PATH).split(b":")
+        return self._first_file(directories, name)
+
+    def _file(self, path: bytes) -> tuple[bytes, Node] | None:
+        found = lookup(self.root, path)
+        return found if found and stat.S_ISREG(found[1].mode) else None
+
+    def _first_file(self, directories: Iterable[bytes], name: bytes) -> tuple[bytes, Node] | None:
+        return next((found for each in directories if (found := self._file(each + b"/" + name))), None)
+
+    def _loaded(self, path: bytes, node: Node, whole: int) -> None:
+        """An ELF file and, breadth first as the loader goes, all that it needs."""
+        pending = [(path, node, whole)]
+        inherited: list[bytes] = []
+        while pending and len(self.seen) < MAX_FILES:
+            path, node, whole = pending.pop(0)
+            if id(node) in self.seen:
+                continue
+            self.seen.add(id(node))
+            program = read_program(lambda offset, length, node=node: self._read(node, offset, length))  # type: ignore[misc]
+            if program is None:
+                continue
+            for offset, length in program.touched:
+                self._add(self.first, _frames(node, offset, length))
+            if sum(blob.table[frame].encoded_size for blob, frame in _frames(node) if blob.table) <= whole:
+                self._add(self.rest, _frames(node))
+            if program.interpreter and (loader := self._file(program.interpreter)):
+                pending.append((*loader, _WHOLE_LIBRARY))
+                if cache := self._file(_CACHE):
+                    self._add(self.first, _frames(cache[1]))
+            inherited += self._search(path, program)
+            for name in program.needed:
+                if library := self._library(name, inherited):
+                    pending.append((*library, _WHOLE_LIBRARY))
+
+    def _search(self, path: bytes, program: Program) -> list[bytes]:
+        origin = b"/" + path.rpartition(b"/")[0]
+        return [each.replace(b"$ORIGIN", origin).replace(b"${ORIGIN}", origin) for each in program.search]
+
+    def _library(self, name: bytes, inherited: Sequence[bytes]) -> tuple[bytes, Node] | None:
+        if b"/" in name:
+            return self._file(name)
+        given = [each for each in self.command.variable("LD_LIBRARY_PATH").split(b":") if each]
+        return self._first_file([*inherited, *given, *self._configured(), *_LIBRARY_DIRECTORIES], name)
+
+    def _configured(self) -> list[bytes]:
+        """The directories that ldconfig searches."""
+        found: list[bytes] = []
+        texts = [_CONFIGURATION]
+        if directory := lookup(self.root, _CONFIGURATION + b".d"):
+            texts += [_CONFIGURATION + b".d/" + name for name in sorted(directory[1].children or {})]
+        for path in texts:
+            if (file := self._file(path)) and file[1].size < 65536:
+                lines = self._read(file[1], 0, file[1].size).split(b"\n")
+                found += [line.strip() for line in lines if line.strip().startswith(b"/")]
+        return found
+
+    def _read(self, node: Node, offset: int, length: int) -> bytes:
+        parts, at, end = [], 0, min(offset + length, node.size)
+        for extent in node.extents:
+            low, high = max(offset, at), min(end, at + extent.length)
+            if low < high:
+                if extent.blob is None:
+                    parts.append(bytes(high - low))
+                else:
+                    data = self._frame(extent.blob, extent.frame)
+                    parts.append(data[extent.frame_offset + low - at : extent.frame_offset + high - at])
+            at += extent.length
+        return b"".join(parts)
+
+    def _frame(self, blob: Blob, frame: int) -> bytes:
+        data = self.cache.get((blob, frame))
+        if data is None:
+            data = self.cache[blob, frame] = self.read_frame(blob, frame)
+            while len(self.cache) > 64:
+                del self.cache[next(iter(self.cache))]
+        return data
+
+    @staticmethod
+    def _add(chosen: dict[Place, None], places: Iterable[Place]) -> None:
+        chosen.update(dict.fromkeys(places))
+
+
+def _frames(node: Node, offset: int = 0, length: int | None = None) -> list[Place]:
+    """The frames that hold a range of a file."""
+    end = node.size if length is None else offset + length
+    places, at = [], 0
+    for extent in node.extents:
+        if extent.blob is not None and at < end and at + extent.length > offset:
+            places.append((extent.blob, extent.frame))
+        at += extent.length
+    return places
