@@ -11,7 +11,7 @@
     log_level = "info"
 
     [fetch]
-    deadline = 60.0                       # seconds that a READ is held and retried before it fails with EIO
+    deadline = 120.0                      # seconds that a READ is held and retried before it fails with EIO
     connections = 8                       # fetches in flight at once
     prefetch_connections = 4              # of these, at most so many for what nobody waits for yet
     readahead = "2M"                      # most bytes that are fetched ahead of one sequential reader
@@ -58,7 +58,7 @@ class Config:
     domain: str = "erofs-ondemand"
     quota: int | None = None
     log_level: str = "info"
-    deadline: float = 60.0
+    deadline: float = 120.0
     connections: int = 8
     prefetch_connections: int = 4
     readahead: int = 2 << 20

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from loader.worker.outages import TRY_AGAIN
 from tests.support.daemon import Daemon, convert, drop_caches, make_tree, read_all, result, start_reader
 from tests.support.faulty_registry import FaultyRegistry
 from tests.support.registry import docker_registry
@@ -81,6 +82,7 @@ def test_corrupt_bytes_are_errors_and_heal(
     assert daemon.counters()["corrupt_frames"] > 0
     assert any("expected sha256" in error for error in daemon.command("status")["source_errors"].values())
     registry.corrupt = False
+    time.sleep(TRY_AGAIN)
     assert read_all(target, 1) == published[1]
 
 

@@ -6,7 +6,7 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,12 +17,14 @@ from erofs_builder.payload import Form
 from loader.cache.claims import FlightTable
 from loader.cache.files import CacheFile
 from loader.cache.layout import Layout
+from loader.cache.writer import Writer
 from loader.errors import NotFoundError, RegistryError, TransientRegistryError
 from loader.keeper.protocol import Request
 from loader.worker.counters import Counters
 from loader.worker.fetcher import Fetcher
 from loader.worker.link_estimate import LinkEstimate
 from loader.worker.objects import Object, Objects
+from loader.worker.outages import TRY_AGAIN, Outages
 from loader.worker.readahead import ReadAhead
 from loader.worker.readpath import ReadPath
 from loader.worker.sources import Sources
@@ -46,20 +48,26 @@ class Rig:
         self.counters = Counters()
         self.flights = FlightTable(8, 2, (1 << 20, 1 << 20, 1 << 20))
         self.asked_for_room: list[int] = []
-        self.fetcher = Fetcher(self.flights, opened, self.counters, LinkEstimate(), lambda size: self._room(size, room))
+        outages = Outages(deadline)
+        self.fetcher = Fetcher(
+            self.flights, opened, self.counters, LinkEstimate(), lambda size: self._room(size, room), outages
+        )
         self.fetcher.start(8)
+        self.evicted: Callable[[], None] = lambda: None
         self.answers: dict[int, list[int]] = {}
         self._answered = threading.Condition()
         self.executor = ThreadPoolExecutor(2)
         objects = Objects(self.layout, lambda fsid: None, lambda tag: None)
         objects._objects[1] = Object(1, "fanotify", self.file)
         self.path = ReadPath(
-            objects, self.flights, ReadAhead(LinkEstimate(), 0), self.counters, self._answer, self.executor, deadline
+            objects, self.flights, ReadAhead(LinkEstimate(), 0), self.counters, self._answer, self.executor, outages
         )
         self.whole = bytes(self.blob.decoded if form is Form.DECODED else self.blob.encoded)
 
     def _room(self, size: int, room: int) -> int:
         self.asked_for_room.append(size)
+        if room:
+            self.evicted()
         return room
 
     def _answer(self, number: int, error: int) -> None:
@@ -83,6 +91,19 @@ class Rig:
     def close(self) -> None:
         self.flights.stop()
         self.executor.shutdown()
+
+
+class FullWriter:
+    """A writer that fails until it has `room`."""
+
+    def __init__(self, writer: Writer | None, error: int) -> None:
+        self._writer, self._error, self.room = writer, error, False
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        if not self.room:
+            raise OSError(self._error, os.strerror(self._error))
+        assert self._writer is not None
+        self._writer.write(offset, data)
 
 
 @pytest.fixture(params=list(Form))
@@ -140,7 +161,10 @@ def test_corrupt_bytes_are_never_written(rig: Rig) -> None:
     assert rig.counters.snapshot()["corrupt_frames"] == 2
     rig.sources[0].spoil = lambda data: data
     rig.read(2, 0, 1)
-    assert rig.wait(2) == [0]
+    assert rig.wait(2) == [errno.EIO]  # not asked again for a moment
+    time.sleep(TRY_AGAIN)
+    rig.read(3, 0, 1)
+    assert rig.wait(3) == [0]
 
 
 def test_one_bad_frame_does_not_spoil_its_neighbours(rig: Rig) -> None:
@@ -230,25 +254,67 @@ def test_an_unknown_object_is_an_error(rig: Rig) -> None:
     assert rig.wait(9) == [errno.EIO]
 
 
-@pytest.mark.parametrize(("room", "expected"), [(0, errno.ENOSPC), (1, 0)])
-def test_a_full_disk_asks_for_room_once(tmp_path: Path, room: int, expected: int) -> None:
+@pytest.mark.parametrize("room", [0, 1])
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.ENOBUFS])
+def test_a_full_disk_is_evicted_from_then_waited_for(tmp_path: Path, room: int, error: int) -> None:
+    """Without a second fetch: what was verified is kept meanwhile."""
     rig = Rig(tmp_path, Form.ENCODED, room=room)
-    writer = rig.file.writer
-    assert writer is not None
-    failed: list[int] = []
-
-    class Full:
-        def write(self, offset: int, data: bytes | memoryview) -> None:
-            if not failed:
-                failed.append(1)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            assert writer is not None
-            writer.write(offset, data)
-
-    rig.file.writer = Full()  # type: ignore[assignment]
+    full = FullWriter(rig.file.writer, error)
+    rig.file.writer = full  # type: ignore[assignment]
+    rig.evicted = lambda: setattr(full, "room", True)
     rig.read(1, 0, 1)
-    assert rig.wait(1) == [expected]
-    assert len(rig.asked_for_room) == 1
+    if not room:
+        time.sleep(0.5)
+        assert not rig.answers
+        assert len(rig.asked_for_room) > 1
+        assert os.strerror(error) in rig.fetcher.why(rig.file)
+    full.room = True
+    assert rig.wait(1) == [0]
+    assert len(rig.sources[0].ranges) == 1
+    rig.close()
+
+
+def test_a_disk_that_stays_full_is_an_error_at_the_deadline(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, Form.ENCODED, deadline=0.3)
+    rig.file.writer = FullWriter(rig.file.writer, errno.ENOSPC)  # type: ignore[assignment]
+    rig.read(1, 0, 1)
+    time.sleep(0.4)
+    assert rig.flights.expire() == 1
+    assert rig.wait(1) == [errno.EIO]
+    rig.close()
+
+
+def test_a_disk_that_fails_is_an_error_at_once(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, Form.ENCODED)
+    rig.file.writer = FullWriter(rig.file.writer, errno.EROFS)  # type: ignore[assignment]
+    rig.read(1, 0, 1)
+    assert rig.wait(1) == [errno.EIO]
+    assert "Read-only" in rig.fetcher.why(rig.file)
+    rig.close()
+
+
+def test_an_outage_has_one_deadline_for_all_reads(tmp_path: Path) -> None:
+    """The kernel asks again for every page of a range that was denied, one after the other."""
+    rig = Rig(tmp_path, Form.ENCODED, deadline=0.5)
+
+    def before(digest: Digest, offset: int, length: int) -> None:
+        raise TransientRegistryError("busy")
+
+    rig.sources[0].before = before
+    started = time.monotonic()
+    for number in range(100):
+        offset, size = rig.file.place(rig.file.table[number % 12])
+        rig.read(number, offset, size)
+        while number not in rig.answers:
+            time.sleep(0.01)
+            rig.flights.expire()
+    assert rig.wait(*range(100)) == [errno.EIO] * 100
+    assert time.monotonic() - started < 5
+    assert rig.counters.snapshot()["requests_denied"] > 90
+    rig.sources[0].before = lambda digest, offset, length: None
+    time.sleep(TRY_AGAIN)
+    rig.read(1000, 0, 1)
+    assert rig.wait(1000) == [0]
     rig.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -63,7 +64,7 @@ def client(context: click.Context) -> Client:
 @click.option("--on-stop", type=click.Choice(["keep", "umount"]), help="What SIGTERM does with the mounts [keep].")
 @click.option("--insecure", is_flag=True, help="Accept plain HTTP and unverified TLS from every registry.")
 @click.option("--quota", help="Bytes of cached data, e.g. 20G.")
-@click.option("--deadline", type=float, help="Seconds that a READ is retried before it fails [60].")
+@click.option("--deadline", type=float, help="Seconds that a READ is retried before it fails [120].")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
 @click.pass_context
 def serve(context: click.Context, /, insecure: bool, **options: Any) -> None:
@@ -178,6 +179,9 @@ def status(context: click.Context, as_json: bool) -> None:
         click.echo(f"  waits {flight['age']:.1f} s: frame {flight['frame']} of {flight['file']}")
     for source, error in answer["source_errors"].items():
         click.echo(f"last error of {source}: {error}")
+    for failure in answer["failed_reads"]:
+        place = f"{failure['file']}, bytes {failure['offset']}+{failure['length']}"
+        click.echo(f"read failed {time.time() - failure['at']:.0f} s ago: {place}: {failure['reason']}")
     for entry in answer["fenced"]:
         click.echo(f"fenced: {entry}")
 

@@ -9,6 +9,7 @@ NAMES = {
     "requests": "READs that the kernel sent",
     "requests_ready": "READs answered without a fetch",
     "requests_failed": "READs answered with an error",
+    "requests_denied": "READs of what was just found not to be had, answered with an error at once",
     "requests_expired": "READs that failed because their deadline passed",
     "request_bytes": "bytes that the kernel asked for",
     "request_wait_seconds": "time that READs waited, added up",

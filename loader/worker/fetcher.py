@@ -19,15 +19,20 @@ from erofs_builder.digest import Digest
 from erofs_builder.errors import IntegrityError
 from erofs_builder.frames import Frame
 from loader.cache.claims import Flight, FlightTable, Priority, Run
+from loader.cache.files import CacheFile
 from loader.errors import LoaderError, NotFoundError, TransientRegistryError
 from loader.worker.counters import Counters
 from loader.worker.link_estimate import LinkEstimate
+from loader.worker.outages import Outages
 from loader.worker.sources import Sources
 
 log = logging.getLogger(__name__)
 
 BACKOFF = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)  # seconds before the next attempt
-MAX_REFUSALS = 2  # rounds through all sources after which wrong or missing bytes are believed
+MAX_REFUSALS = 2  # rounds through all servers after which wrong or missing bytes are believed
+MAX_HELD = 64  # frames kept in memory while the disk is full; what is more is fetched again
+# cachefiles says ENOBUFS when the file system is nearly full, or when the object is gone.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOBUFS)
 _COUNTED = {
     Priority.DEMAND: "frames_demanded",
     Priority.AHEAD: "frames_ahead",
@@ -40,13 +45,14 @@ class Fetcher:
 
     def __init__(
         self, flights: FlightTable, sources: Sources, counters: Counters, link: LinkEstimate,
-        make_room: Callable[[int], int],
+        make_room: Callable[[int], int], outages: Outages,
     ) -> None:  # fmt: skip
         self._flights = flights
         self._sources = sources
         self._counters = counters
         self._link = link
         self._make_room = make_room
+        self._outages = outages
         self._local = threading.local()
         self._threads: list[threading.Thread] = []
         self.last_errors: dict[str, str] = {}  # by source, for `status`
@@ -68,6 +74,11 @@ class Fetcher:
                 self._flights.finish(run)
 
     def _fetch(self, run: Run) -> None:
+        if held := [flight for flight in run.flights if flight.held is not None]:
+            for flight in held:  # the others come again by themselves
+                data, flight.held = flight.held, None
+                self._put(flight, flight.file.table[flight.frame], data or b"", run.priority)
+            return
         first, last = run.flights[0], run.flights[-1]
         table = first.file.table
         offset = table[first.frame].encoded_offset
@@ -104,23 +115,34 @@ class Fetcher:
             self._sources.distrust(source, flight.file.blob)
             self._refused([flight], source, error)
             return
+        self._put(flight, frame, data, priority)
+
+    def _put(self, flight: Flight, frame: Frame, data: bytes | memoryview, priority: Priority) -> None:
+        """Write verified bytes. On a full disk whoever waits goes on waiting; any other failure is final."""
         try:
             self._write(flight, frame, data)
         except OSError as error:
             self._counters.add("write_errors")
+            self.last_errors[str(flight.file)] = f"cannot write frame {frame.number}: {error}"
             log.error("cannot write frame %d of %s: %s", frame.number, flight.file, error)
-            self._flights.fail([flight], errno.ENOSPC if error.errno in (errno.ENOSPC, errno.EDQUOT) else errno.EIO)
+            if error.errno not in _FULL:
+                self._flights.fail([flight], errno.EIO)
+                return
+            if len(self._flights) <= MAX_HELD:
+                flight.held = bytes(data)
+            self._flights.retry([flight], BACKOFF[min(flight.attempts, len(BACKOFF)) - 1])
             return
+        self.last_errors.pop(str(flight.file), None)
         self._counters.add(_COUNTED[priority])
         self._counters.add("written_bytes", len(data))
         self._flights.land(flight)
+        self._outages.landed(flight.file, flight.frame)
 
     def _write(self, flight: Flight, frame: Frame, data: bytes | memoryview) -> None:
         try:
             flight.file.write(frame, data)
         except OSError as error:
-            # cachefiles says ENOBUFS when the file system is nearly full, or when the object is gone.
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENOBUFS) or not self._make_room(len(data)):
+            if error.errno not in _FULL or not self._make_room(len(data)):
                 raise
             flight.file.write(frame, data)
 
@@ -141,7 +163,7 @@ class Fetcher:
         """Bytes are wrong or not there: ask the other sources, then believe it."""
         self._note(source, error)
         self._sources.blame(source)
-        rounds = MAX_REFUSALS * max(1, self._sources.count(flights[0].file.blob))
+        rounds = MAX_REFUSALS * self._sources.places(flights[0].file.blob)
         for flight in flights:
             flight.refusals += 1
         final = [flight for flight in flights if flight.refusals >= rounds]
@@ -155,6 +177,7 @@ class Fetcher:
         self._note(source, error)
         self._counters.add("fetch_retries")
         flights, attempts = run.flights, run.flights[0].attempts
+        self._outages.failed(flights[0].file, [flight.frame for flight in flights])
         delay = 0.0
         if attempts % max(1, self._sources.count(flights[0].file.blob)) == 0:
             delay = BACKOFF[min(attempts, len(BACKOFF)) - 1]
@@ -165,6 +188,11 @@ class Fetcher:
             flights[0].file, offset, length, source, error, attempts, delay,
         )  # fmt: skip
         self._flights.retry(flights, delay)
+
+    def why(self, file: CacheFile) -> str:
+        """What went wrong last with this file or the sources of its blob."""
+        known = [(name, self.last_errors.get(name)) for name in (str(file), *self._sources.names(file.blob))]
+        return "; ".join(f"{name}: {error}" for name, error in known if error) or "no source is known to have failed"
 
     def _note(self, source: str, error: Exception) -> None:
         self._counters.add("source_errors")

@@ -1,25 +1,42 @@
 """A READ of the kernel, from its arrival to its answer:
 
-object → frames that cover it → all there: answer → else: their flights (fetcher.py) → the last one landed: answer
+object → frames that cover it → all there: answer → just found not to be had (outages.py): EIO
+       → else: their flights (fetcher.py) → the last one landed: answer
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+import os
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
+from typing import NamedTuple
 
 from loader.cache.claims import FlightTable, Priority, Waiter
 from loader.cache.files import CacheFile
 from loader.keeper.protocol import Request
 from loader.worker.counters import Counters
 from loader.worker.objects import MetadataObject, Objects
+from loader.worker.outages import Outages
 from loader.worker.readahead import ReadAhead
 
 log = logging.getLogger(__name__)
+
+KEPT_FAILURES = 20  # the last ones, for `status`
+
+
+class Failure(NamedTuple):
+    """A READ that was answered with an error; `at` in seconds since the epoch."""
+
+    at: float
+    file: str
+    offset: int
+    length: int
+    reason: str
 
 
 class ReadPath:
@@ -33,7 +50,8 @@ class ReadPath:
         counters: Counters,
         answer: Callable[[int, int], None],
         executor: Executor,
-        deadline: float,
+        outages: Outages,
+        why: Callable[[CacheFile], str] = lambda file: "",
     ) -> None:
         self._objects = objects
         self._flights = flights
@@ -41,7 +59,9 @@ class ReadPath:
         self._counters = counters
         self._answer = answer
         self._executor = executor
-        self._deadline = deadline
+        self._outages = outages
+        self._why = why
+        self.failures = deque[Failure](maxlen=KEPT_FAILURES)
 
     def request(self, request: Request) -> None:
         """Serve a READ. Returns at once; the answer may come later, from another thread."""
@@ -60,7 +80,13 @@ class ReadPath:
     def _blob(self, request: Request, file: CacheFile) -> None:
         frames = file.covering(request.offset, request.length)
         started = time.monotonic()
-        waiter = Waiter(partial(self._done, request, file, started), started + self._deadline)
+        until = self._outages.until(file, frames)
+        if until <= started and not all(file.has(frame) for frame in frames):
+            self._counters.add("requests_failed")
+            self._counters.add("requests_denied")
+            self._answer(request.id, errno.EIO)
+            return
+        waiter = Waiter(partial(self._done, request, file, started), until)
         if not self._flights.want(file, frames, Priority.DEMAND, waiter):
             self._counters.add("requests_ready")
         log.debug("READ %s %d+%d frames %d-%d", file, request.offset, request.length, frames.start, frames.stop - 1)
@@ -70,7 +96,11 @@ class ReadPath:
     def _done(self, request: Request, file: CacheFile, started: float, error: int) -> None:
         if error:
             self._counters.add("requests_failed")
-            log.error("READ of %s, bytes %d+%d: error %d", file, request.offset, request.length, error)
+            frames = file.covering(request.offset, request.length)
+            self._outages.gave_up(file, [frame for frame in frames if not file.has(frame)])
+            reason = f"{os.strerror(error)} after {time.monotonic() - started:.1f} s; last error of {self._why(file)}"
+            log.error("READ of %s, bytes %d+%d: %s", file, request.offset, request.length, reason)
+            self.failures.append(Failure(time.time(), str(file), request.offset, request.length, reason))
         self._answer(request.id, error)
         self._counters.add_seconds("request_wait_seconds", time.monotonic() - started)
 

@@ -33,10 +33,12 @@ from loader.worker.link import Link, Packet
 from loader.worker.link_estimate import LinkEstimate
 from loader.worker.mounting import Mounting
 from loader.worker.objects import Objects
+from loader.worker.outages import Outages
 from loader.worker.proof import prove
 from loader.worker.readahead import ReadAhead
 from loader.worker.readpath import ReadPath
 from loader.worker.sources import Sources
+from loader.worker.starts import Starts
 
 log = logging.getLogger(__name__)
 
@@ -63,18 +65,37 @@ class Service:
         self.link = link
         self.link_estimate = LinkEstimate()
         self.sources = Sources(lambda text: _open_repository(text, registries))
-        self.images = Images(self.layout, self.state, self.sources, self.counters)
+        self.flights = FlightTable(
+            config.connections, config.prefetch_connections, RANGE_LIMITS, lambda: 2 * self.link_estimate.in_flight
+        )
+        self.starts = Starts(self.layout, self.flights)
+        self.images = Images(self.layout, self.state, self.sources, self.counters, self.starts)
         self.objects = Objects(self.layout, self.images.find_payload, self.images.find_tag)
-        self.flights = FlightTable(config.connections, config.prefetch_connections, RANGE_LIMITS)
         self.readahead = ReadAhead(self.link_estimate, config.readahead)
         self.executor = ThreadPoolExecutor(8, "work")
         self.mounting = Mounting(
-            plane, config.domain, self.layout, self.state, self.images, self.objects, self.flights, link, self._announce
-        )
+            plane, config.domain, self.layout, self.state, self.images, self.objects, self.flights, link,
+            self._announce, self.starts,
+        )  # fmt: skip
         self.collector = Collector(self.layout, self.state, self.objects, self.mounting, self.counters, config.quota)
-        self.fetcher = Fetcher(self.flights, self.sources, self.counters, self.link_estimate, self.collector.make_room)
+        self.outages = Outages(config.deadline)
+        self.fetcher = Fetcher(
+            self.flights,
+            self.sources,
+            self.counters,
+            self.link_estimate,
+            self.collector.make_room,
+            self.outages,
+        )
         self.readpath = ReadPath(
-            self.objects, self.flights, self.readahead, self.counters, link.answer, self.executor, config.deadline
+            self.objects,
+            self.flights,
+            self.readahead,
+            self.counters,
+            link.answer,
+            self.executor,
+            self.outages,
+            self.fetcher.why,
         )
         self.generation = 0
         self.fenced: list[Any] = []

@@ -40,6 +40,15 @@ class Sources:
     def count(self, blob: Digest) -> int:
         return len(self._by_blob.get(blob, ()))
 
+    def places(self, blob: Digest) -> int:
+        """How many servers can be asked for a blob, mirrors included; at least 1."""
+        opened = [self._opened.get(source) for source in self._by_blob.get(blob, ())]
+        return max(1, sum(source.places if isinstance(source, Registry) else 1 for source in opened))
+
+    def names(self, blob: Digest) -> list[str]:
+        """The sources of a blob."""
+        return list(self._by_blob.get(blob, ()))
+
     def choose(self, blob: Digest) -> str | None:
         """The source to ask next: one that did not fail lately, else the one whose failure is longest ago; or None."""
         with self._lock:

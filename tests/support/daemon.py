@@ -35,6 +35,15 @@ for name in names:
         print(name, "errno", error.errno, flush=True)
 """
 
+CAT = """
+import hashlib, sys
+try:
+    with open(sys.argv[1], "rb") as stream:
+        print(hashlib.sha256(stream.read()).hexdigest())
+except OSError as error:
+    print("errno", error.errno)
+"""
+
 
 def make_tree(directory: Path, seed: int = 1) -> dict[str, str]:
     """Files of several sizes, some of which do not compress; relative path to sha256."""
@@ -57,6 +66,17 @@ def _write(path: Path, rng: random.Random, size: int, compressible: bool) -> str
         data = (data[: size // 3].hex().encode() * 3)[:size]
     path.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
+
+
+def make_files(directory: Path, count: int, size: int) -> dict[str, str]:
+    """Files of one size that do not compress; name to sha256."""
+    rng = random.Random(count)
+    return {f"{number:03}": _write(directory / f"{number:03}", rng, size, False) for number in range(count)}
+
+
+def start_cat(file: Path) -> subprocess.Popen[str]:
+    """A process that prints one file's sha256, or `errno N`."""
+    return subprocess.Popen([sys.executable, "-S", "-c", CAT, str(file)], stdout=subprocess.PIPE, text=True)
 
 
 def convert(source: Path, target: str) -> None:

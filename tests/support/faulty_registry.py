@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import http.client
 import threading
+import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
+
+from tests.support.faults import Answer, Plan
 
 
 class FaultyRegistry:
     """Forwards to `target` (host:port). Attributes may be changed while it runs.
 
     corrupt: flip one bit in the middle of every range · refuse: answer ranges with this HTTP status · off: hang up on
-    everything · cut: send only the first half of every range.
+    everything · cut: send only the first half of every range · plan: a fault of faults.py for some or all ranges ·
+    whole: ignore ranges and answer 200 with everything · revoked: logins that count as expired.
     """
 
     def __init__(self, target: str) -> None:
@@ -23,13 +29,20 @@ class FaultyRegistry:
         self.cut = False
         self.off = False
         self.refuse: int | None = None
+        self.plan: Plan | None = None
+        self.whole = False
+        self.spoil_blobs = False
+        self.most_at_once = 0
+        self.connections = 0
+        self.delay = 0.0  # seconds before each range
         self.ranges: list[tuple[str, int, int]] = []  # blob path, first and last byte of each range that was served
         self.seen: Counter[str] = Counter()
+        self._logins: set[str] = set()
+        self._revoked: set[str] = set()
+        self._at_once = 0
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._start()
         self.address = f"127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -53,11 +66,51 @@ class FaultyRegistry:
                 end = max(end, last)
         return found
 
+    def revoke_logins(self) -> None:
+        self._revoked = set(self._logins)
+
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """Meanwhile nothing listens there: connections are refused, the open ones end."""
+        address = self._server.server_address
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+        self.off = True
+        try:
+            yield
+        finally:
+            self.off = False
+            self._start(int(address[1]))
+            self._thread.start()
+
+    def _start(self, port: int = 0) -> None:
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        with self._lock:
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._at_once -= 1
+
     def _forward(self, request: BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes]:
         length = int(request.headers.get("Content-Length") or 0)
         body = request.rfile.read(length) if length else None
         connection = http.client.HTTPConnection(self.target)
         headers = {name: value for name, value in request.headers.items() if name.lower() != "host"}
+        if self.whole:
+            headers.pop("Range", None)
+        login = headers.get("Authorization")
+        if login:
+            self._logins.add(login)
+            headers["Authorization"] = login + "x" if login in self._revoked else login
         connection.request(request.command, request.path, body, headers)
         response = connection.getresponse()
         data = response.read()
@@ -88,10 +141,23 @@ class FaultyRegistry:
                 if wanted and registry.refuse:
                     self._answer(registry.refuse, {}, b"")
                     return
-                status, headers, data = registry._forward(self)
-                if wanted and status in (200, 206):
-                    data = registry._range(self.path, wanted, data)
-                self._answer(status, headers, data)
+                with registry._counted():
+                    status, headers, data = registry._forward(self)
+                    fault = registry.plan.take() if wanted and registry.plan else None
+                    if fault:
+                        fault(Answer(self, status, headers, data))
+                        return
+                    if registry.spoil_blobs and len(data) > 100_000:
+                        data = data[:5000] + bytes((data[5000] ^ 1,)) + data[5001:]
+                    if wanted:
+                        time.sleep(registry.delay)
+                    if wanted and status in (200, 206):
+                        data = registry._range(self.path, wanted, data)
+                    self._answer(status, headers, data)
+
+            def setup(self) -> None:
+                registry.connections += 1
+                super().setup()
 
             def _answer(self, status: int, headers: dict[str, str], data: bytes) -> None:
                 self.send_response(status)

@@ -1,0 +1,237 @@
+"""What a reader sees of each fault of a registry: nothing but time, or an error by the deadline; never a wrong byte.
+
+The reader is a process, the mount the kernel's, the registry a real one behind a proxy that breaks the ranges.
+"""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from loader.worker.outages import TRY_AGAIN
+from tests.support import faults
+from tests.support.daemon import BUILDER, REPOSITORY, Daemon, convert, make_files, start_cat
+from tests.support.faults import Fault, Plan, closed_port
+from tests.support.faulty_registry import FaultyRegistry
+from tests.support.registry import docker_registry
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
+DEADLINE = 4.0
+GRACE = 3.0  # seconds for the rest of a request, on a busy machine
+FILES = 80
+
+
+@dataclass
+class Published:
+    """A mounted image of files that each have frames of their own; every test reads files that nobody has read."""
+
+    daemon: Daemon
+    registry: FaultyRegistry
+    target: Path
+    digests: dict[str, str]
+    fresh: Iterator[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.fresh = iter(sorted(self.digests))
+
+    def read(self, name: str) -> str:
+        """The file's sha256, or `errno N`, as another process sees it."""
+        return start_cat(self.target / name).communicate(timeout=60)[0].strip()
+
+    def heals(self, name: str) -> bool:
+        """Whether the file can be read soon: what has just failed is not tried again for a moment."""
+        until = time.monotonic() + 5 * TRY_AGAIN + GRACE
+        while time.monotonic() < until:
+            if self.read(name) == self.digests[name]:
+                return True
+            time.sleep(TRY_AGAIN / 4)
+        return False
+
+    def status_text(self) -> str:
+        status = self.daemon.command("status")
+        return f"{status['source_errors']} {status['failed_reads']}"
+
+
+@contextmanager
+def published(directory: Path, config: str = "", files: int = FILES) -> Iterator[Published]:
+    digests = make_files(directory / "tree", files, 150_000)
+    with docker_registry(directory / "registry") as address, FaultyRegistry(address) as registry:
+        convert(directory / "tree", f"docker://{address}/sample:1")
+        settings = directory / "config.toml"
+        settings.write_text(
+            f'[fetch]\ndeadline = {DEADLINE}\nreadahead = "0"\n[registry]\ntimeout = 1\nconnect_timeout = 1\n'
+            + config.format(registry=registry.address)
+        )
+        with Daemon(directory / "d", "--config", str(settings)) as daemon:
+            yield Published(daemon, registry, daemon.mount(f"docker://{registry.address}/sample:1"), digests)
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
+    with published(tmp_path_factory.mktemp("faults")) as ready:
+        yield ready
+
+
+@pytest.fixture(autouse=True)
+def _heal(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "image" in request.fixturenames:
+        request.getfixturevalue("image").registry.plan = None
+
+
+# What a fault is called, what it is, and what `status` says of it
+TRANSIENT: list[tuple[str, Fault, str]] = [
+    ("reset before the answer", lambda answer: answer.reset(), "connection broke"),
+    ("hung up before the answer", faults.hang_up, "connection broke"),
+    ("reset mid-body", faults.reset_mid_body, "connection broke"),
+    ("stall mid-body", faults.stall_mid_body, "timed out"),
+    ("truncated body", faults.truncated_body, "connection broke"),
+    ("wrong range", faults.wrong_range, "another range"),
+    ("short range", faults.short_range, "ends before"),
+    ("redirect loop", faults.redirect_to_itself, "more than 5 redirects"),
+    ("redirect to a dead host", faults.redirect_to(f"http://127.0.0.1:{closed_port()}/blob"), "cannot connect"),
+    ("redirect to a name that does not resolve", faults.redirect_to("http://blobs.invalid/blob"), "cannot connect"),
+    ("redirect to a file", faults.redirect_to("file:///etc/passwd"), "redirects to"),
+    *((str(code), faults.status(code), f"told to ({code})") for code in (403, 408, 416, 425, 429, 500, 502, 503, 504)),
+    ("429 with Retry-After", faults.status(429, Retry_After="1"), "(429)"),
+    ("503 with a date as Retry-After", faults.status(503, Retry_After="Wed, 21 Oct 2015 07:28:00 GMT"), "(503)"),
+]
+CORRUPT: list[tuple[str, Fault]] = [
+    ("bit flip", faults.bit_flip),
+    ("swapped range", faults.swapped_range),
+    ("zeros", faults.zeros),
+    ("an error page as success", faults.not_gzip),
+]
+
+
+@pytest.mark.parametrize(("fault", "named"), [row[1:] for row in TRANSIENT], ids=[row[0] for row in TRANSIENT])
+def test_a_passing_fault_costs_time_only(image: Published, fault: Fault, named: str) -> None:
+    before = image.daemon.counters()["requests_failed"]
+    image.registry.plan = Plan(
+        fault, times=6 if fault is faults.redirect_to_itself else 2
+    )  # the first hang-up of a kept connection is none
+    name = next(image.fresh)
+    assert image.read(name) == image.digests[name]
+    assert image.registry.plan.met >= 1
+    assert image.daemon.counters()["requests_failed"] == before
+    assert named in image.status_text()
+
+
+@pytest.mark.parametrize(("fault", "named"), [row[1:] for row in TRANSIENT], ids=[row[0] for row in TRANSIENT])
+def test_a_fault_that_stays_is_an_error_at_the_deadline(image: Published, fault: Fault, named: str) -> None:
+    image.registry.plan = Plan(fault)
+    name = next(image.fresh)
+    started = time.monotonic()
+    assert image.read(name) == "errno 5"
+    assert DEADLINE <= time.monotonic() - started < 2 * (DEADLINE + GRACE)  # the kernel may ask for a part twice
+    failed = image.daemon.command("status")["failed_reads"][-1]
+    assert named in failed["reason"]
+    assert failed["reason"] in image.daemon.log.read_text()
+    image.registry.plan = None
+    assert image.heals(name)
+
+
+@pytest.mark.parametrize("fault", [row[1] for row in CORRUPT], ids=[row[0] for row in CORRUPT])
+def test_wrong_bytes_are_never_seen(image: Published, fault: Fault) -> None:
+    image.registry.plan = Plan(fault, times=1)
+    once, always = next(image.fresh), next(image.fresh)
+    assert image.read(once) == image.digests[once]
+    image.registry.plan = Plan(fault)
+    started = time.monotonic()
+    assert image.read(always) == "errno 5"
+    assert time.monotonic() - started < DEADLINE  # more time would not make them right
+    assert "expected sha256" in image.daemon.command("status")["failed_reads"][-1]["reason"]
+    checked = subprocess.run(
+        [*BUILDER, "check", f"docker://{image.registry.address}/sample:1"], cwd=REPOSITORY, capture_output=True
+    )
+    image.registry.plan = None
+    assert image.heals(always)
+    assert checked.returncode in (0, 12)  # a whole download is not a range; see the next test
+
+
+def test_check_ends_with_12_where_the_registry_lies(image: Published) -> None:
+    image.registry.spoil_blobs = True
+    try:
+        checked = subprocess.run(
+            [*BUILDER, "check", f"docker://{image.registry.address}/sample:1"],
+            cwd=REPOSITORY, capture_output=True, text=True,
+        )  # fmt: skip
+    finally:
+        image.registry.spoil_blobs = False
+    assert checked.returncode == 12, checked.stderr
+
+
+def test_a_blob_that_is_gone_is_an_error_at_once(image: Published) -> None:
+    image.registry.plan = Plan(faults.status(404))
+    name = next(image.fresh)
+    started = time.monotonic()
+    assert image.read(name) == "errno 5"
+    assert time.monotonic() - started < DEADLINE
+    assert "told to (404)" in image.daemon.command("status")["failed_reads"][-1]["reason"]
+
+
+def test_a_server_without_ranges_serves(image: Published) -> None:
+    image.registry.whole = True
+    try:
+        names = list(itertools.islice(image.fresh, 2))
+        assert [image.read(name) for name in names] == [image.digests[name] for name in names]
+    finally:
+        image.registry.whole = False
+    assert image.registry.ranges
+
+
+def test_a_refused_connection_is_waited_out(image: Published) -> None:
+    name = next(image.fresh)
+    with image.registry.closed():
+        reader = start_cat(image.target / name)
+        time.sleep(1.5)
+        assert reader.poll() is None
+    assert reader.communicate(timeout=60)[0].strip() == image.digests[name]
+
+
+LIES = """
+[registry.hosts."{registry}"]
+mirrors = ["http://{mirrors[0]}", "http://{mirrors[1]}", "http://{mirrors[2]}"]
+"""
+
+
+@pytest.mark.parametrize("liars", [1, 2, 3])
+def test_mirrors_that_lie_are_found_out(tmp_path: Path, liars: int) -> None:
+    digests = make_files(tmp_path / "tree", 6, 150_000)
+    with docker_registry(tmp_path / "registry") as address, FaultyRegistry(address) as registry:
+        convert(tmp_path / "tree", f"docker://{address}/sample:1")
+        with FaultyRegistry(address) as one, FaultyRegistry(address) as two, FaultyRegistry(address) as three:
+            mirrors = [one, two, three]
+            for mirror in mirrors[:liars]:
+                mirror.corrupt = True
+            config = tmp_path / "config.toml"
+            config.write_text(LIES.format(registry=registry.address, mirrors=[mirror.address for mirror in mirrors]))
+            with Daemon(tmp_path / "d", "--config", str(config)) as daemon:
+                target = daemon.mount(f"docker://{registry.address}/sample:1")
+                seen = {name: start_cat(target / name).communicate(timeout=60)[0].strip() for name in digests}
+                assert seen == digests
+                assert daemon.counters()["corrupt_frames"] >= liars
+                assert daemon.counters()["requests_failed"] == 0
+
+
+@pytest.mark.slow
+def test_a_minute_without_a_registry_is_waited_out(tmp_path: Path) -> None:
+    """With the deadline that is the default."""
+    digests = make_files(tmp_path / "tree", 6, 150_000)
+    with docker_registry(tmp_path / "registry") as address, FaultyRegistry(address) as registry:
+        convert(tmp_path / "tree", f"docker://{address}/sample:1")
+        with Daemon(tmp_path / "d") as daemon:
+            target = daemon.mount(f"docker://{registry.address}/sample:1")
+            with registry.closed():
+                readers = {name: start_cat(target / name) for name in digests}
+                time.sleep(61)
+                assert all(reader.poll() is None for reader in readers.values())
+            assert {name: reader.communicate(timeout=60)[0].strip() for name, reader in readers.items()} == digests
+            assert daemon.counters()["requests_failed"] == 0
