@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from cachefiles import wire as cachefiles_wire
@@ -113,6 +114,7 @@ class _Plane(FanotifyPlane):
 
 
 class _State:
+    path = Path("/nonexistent/keeper.json")
     generation = 1
     objects: dict[int, Object] = {}
     mounts: dict[str, Any] = {}

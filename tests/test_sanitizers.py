@@ -1,4 +1,4 @@
-"""The C under AddressSanitizer and UndefinedBehaviorSanitizer: its fuzzer's checks, and the extensions in their tests."""
+"""The C under AddressSanitizer and UndefinedBehaviorSanitizer: its fuzzer, and the extensions in their tests."""
 
 from __future__ import annotations
 
