@@ -1,9 +1,9 @@
 # Tasks of a checkout. `make demo` and `make test` prepare what they need (scripts/setup.sh).
 
 PYTHON := .venv/bin/python
-SOURCES := loader erofs_builder cachefiles confine fanotify mounts tests bench
+SOURCES := loader erofs_builder cachefiles confine fanotify mounts tests bench fuzz
 
-.PHONY: help setup demo test unit-test vm-test lint bench clean
+.PHONY: help setup demo test unit-test vm-test lint bench fuzz clean
 
 help:
 	@echo "make setup      packages, .venv, erofs-utils 1.9"
@@ -13,6 +13,7 @@ help:
 	@echo "make vm-test    only the tests in virtual machines"
 	@echo "make lint       ruff, mypy, codespell"
 	@echo "make bench      side by side with the peers"
+	@echo "make fuzz       every fuzzer for ten minutes or more (SECONDS=600), then how many inputs there were"
 	@echo "make clean      remove what was built here (the cache outside stays)"
 
 setup:
@@ -34,11 +35,16 @@ lint:
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
-	$(PYTHON) -m mypy tests bench
+	$(PYTHON) -m mypy tests bench fuzz
 	$(PYTHON) -m codespell_lib $(SOURCES) docs README.md
 
 bench: setup
 	$(PYTHON) -m bench.run
+
+SECONDS ?= 600
+fuzz: setup
+	$(PYTHON) -m pip install -q -e '.[fuzz]'
+	$(PYTHON) -m fuzz.run --seconds $(SECONDS)
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

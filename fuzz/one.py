@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 
-import atheris  # type: ignore[import-untyped]
+import atheris
 
 with atheris.instrument_imports(include=["loader", "erofs_builder", "cachefiles", "fanotify", "fuzz"]):
     from fuzz.targets import TARGETS

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TEXTS = ["loader", "erofs_builder", "cachefiles", "fanotify", "mounts", "tests", "bench", "docs", "README.md"]
+TEXTS = ["loader", "erofs_builder", "cachefiles", "fanotify", "mounts", "tests", "bench", "fuzz", "docs", "README.md"]
 
 
 def _run(module: str, *arguments: str) -> None:
@@ -38,7 +38,7 @@ def test_types_of_the_packages() -> None:
 
 @pytest.mark.slow
 def test_types_of_tests_and_benches() -> None:
-    _run("mypy", "tests", "bench")
+    _run("mypy", "tests", "bench", "fuzz")
 
 
 def test_spelling() -> None:

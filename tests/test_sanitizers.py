@@ -15,7 +15,7 @@ from fuzz import seeds
 ROOT = Path(__file__).parent.parent
 FLAGS = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 ENVIRONMENT = os.environ | {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
-PACKAGES = ("erofs_builder", "cachefiles", "fanotify", "mounts")
+PACKAGES = sorted(build.parent.name for build in ROOT.glob("*/_*_build.py"))
 # What exercises the C of each of them without a kernel that has to have something.
 TESTS = ("test_tar.py", "test_contents.py", "test_abi.py", "test_blob.py", "test_mounts.py")
 
