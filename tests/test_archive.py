@@ -13,11 +13,13 @@ import pytest
 
 from erofs_builder.digest import Digest
 from erofs_builder.errors import ArtifactError
+from fuzz.seeds import FINDS
 from loader.artifact import descriptor_from_json
 from loader.errors import NotFoundError, UsageError
-from loader.registry.archive import DockerArchive, OciArchive
+from loader.registry.archive import DockerArchive, OciArchive, TarFile
 from loader.registry.layout import Layout
 from tests.support.oci import add_image, new_layout, tar_of
+from tests.support.tars import Tar, header
 
 LAYERS = [tar_of({"a": b"one"}), tar_of({"b": b"two" * 5000})]
 
@@ -125,3 +127,46 @@ def test_not_an_archive(tmp_path: Path, data: bytes) -> None:
         OciArchive(tmp_path / "x.tar").resolve("")
     with pytest.raises(NotFoundError):
         OciArchive(tmp_path / "missing.tar")
+
+
+@pytest.mark.parametrize("find", sorted((FINDS / "docker-archive").iterdir()), ids=lambda path: path.name)
+def test_hostile_archives(find: Path) -> None:
+    archive = DockerArchive(find)
+    with pytest.raises((ArtifactError, NotFoundError)):
+        archive.resolve("")
+    archive.close()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        header(b"f", size=b"\xff" * 12),
+        header(b"f", b"x", size=b"77777777777\0"),
+        header(b"f", b"L", size=b"\xff" * 12),
+        header(b"f", b"x", size=b"00000000005\0") + b"hello".ljust(512, b"\0"),
+        header(b"f")[:300],
+        header(b"f") + b"x" * 512,
+    ],
+    ids=["negative", "huge extension", "negative extension", "no records", "cut off", "noise"],
+)
+def test_malformed_headers(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "x.tar").write_bytes(data)
+    with pytest.raises(ArtifactError):
+        DockerArchive(tmp_path / "x.tar")
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_are_where_tarfile_says(tmp_path: Path, form: int) -> None:
+    tar = Tar(form)
+    for number, name in enumerate(["a", "b/" + "n" * 200, "ü", "d" * 99 + "/" + "f" * 99]):
+        tar.add(name, data=b"x" * (number * 300))
+        tar.add(f"l{number}", "symlink", linkname=name)
+        tar.add(f"h{number}", "link", linkname=name)
+    (tmp_path / "x.tar").write_bytes(bytes(tar))
+    found = TarFile(tmp_path / "x.tar")
+    with tarfile.open(tmp_path / "x.tar") as archive:
+        for member in archive.getmembers():
+            file = archive.extractfile(member)
+            assert file is not None
+            assert found.read(member.name) == file.read()
+    found.close()
