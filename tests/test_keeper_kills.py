@@ -48,6 +48,16 @@ def check(readers: list[subprocess.Popen[str]], image: Image) -> None:
         assert results(reader) == image.files
 
 
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def parked(daemon: Daemon) -> tuple[int, int]:
+    """The parked keeper and its twin."""
+    one, other = daemon_pids(daemon.root)
+    return (one, other) if parent(other) == one else (other, one)
+
+
 def is_mounted(target: Path) -> bool:
     return any(mount.target == str(target) for mount in mountinfo("erofs"))
 
@@ -220,6 +230,26 @@ def test_restart_is_not_noticed(daemon: Daemon, tmp_path: Path, target: Path) ->
     (daemon.source / "silent").unlink()
     daemon.start()
     check(readers, image)
+
+
+def test_a_parked_keeper_has_a_twin(daemon: Daemon, tmp_path: Path, target: Path) -> None:
+    """Killed one after the other, each time the other one goes on guarding: errors, no zeros, no fence needed."""
+    image = make_image(tmp_path / "image", Form.DECODED)
+    daemon.mount(image, target)
+    assert daemon.stop() == 0
+    for _ in range(3):
+        wait_until(lambda: len(daemon_pids(daemon.root)) == 2)
+        os.kill(parked(daemon)[0], signal.SIGKILL)
+        assert set(results(start_reader(target)).values()) == {f"errno {errno.EIO}"}
+    wait_until(lambda: len(daemon_pids(daemon.root)) == 2)
+    first, twin = parked(daemon)
+    os.kill(twin, signal.SIGKILL)
+    wait_until(lambda: twin not in daemon_pids(daemon.root) and len(daemon_pids(daemon.root)) == 2)
+    guards = set(daemon_pids(daemon.root))
+    daemon.start()
+    assert daemon.call("status")["fenced"] == []
+    check(start_readers(target), image)
+    wait_until(lambda: not guards & set(daemon_pids(daemon.root)))
 
 
 def test_stop_with_umount(tmp_path: Path, image: Image, target: Path) -> None:

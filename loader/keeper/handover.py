@@ -1,6 +1,7 @@
 """A parked keeper: the daemon was stopped, mounts stay. It holds the kernel's descriptors, so that the kernel never
 reads a hole unasked; readers wait a few seconds for the next daemon, after that they have what is there and errors for
-the rest. The next daemon that starts gets everything from it.
+the rest. The next daemon that starts gets everything from it. A twin, forked from it, holds too, and takes its place
+if it is killed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from loader.keeper.fdstore import receive_with_fds, send_with_fds
 from loader.keeper.requests import Pending
+from loader.keeper.twin import Twin, fork_twin
 from mounts import mountinfo
 
 if TYPE_CHECKING:
@@ -34,29 +36,51 @@ def address(root: Path) -> Path:
 
 def park(keeper: Keeper) -> None:
     """Serve parked until another daemon has taken over."""
+    until = time.monotonic() + _GRACE
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         _listen(listener, address(keeper.config.root))
-        keeper.store.notify(f"{PARKED}=1")
-        keeper.store.close()
-        os.close(keeper.control)
-        if keeper.lock is not None:
-            os.close(keeper.lock)
-        _detach_standard_streams()
-        until = time.monotonic() + _GRACE
-        while (wait := until - time.monotonic()) > 0:
-            if select.select([listener.fileno()], [], [], wait)[0] and _hand_over(keeper, listener):
-                return
-        for pending in keeper.requests.take_all():
-            keeper.plane.answer_by_presence(pending)
-        kernel, signals = keeper.plane.fileno(), keeper.signals.fileno()
-        while True:
-            readable, _, _ = select.select([kernel, listener.fileno(), signals], [], [])
-            if kernel in readable:
-                _refuse(keeper)
-            if signals in readable and signal.SIGTERM in os.read(signals, 64) and _may_go(keeper):
-                return
-            if listener.fileno() in readable and _hand_over(keeper, listener):
-                return
+        twin = fork_twin(lambda: _let_go(keeper))
+        if twin is not None:
+            keeper.store.notify(f"{PARKED}=1")
+            _let_go(keeper)
+        while twin is None or not _hold(keeper, listener, twin, until):
+            if twin is None:  # the first was killed, and this is the twin, in its place
+                until = 0.0
+                keeper.plane.refuse_orphans()
+            else:
+                twin.reap()
+            twin = fork_twin(lambda: None)
+        twin.kill()
+
+
+def _let_go(keeper: Keeper) -> None:
+    """Close what only a keeper with a supervisor has."""
+    keeper.store.close()
+    os.close(keeper.control)
+    if keeper.lock is not None:
+        os.close(keeper.lock)
+    _detach_standard_streams()
+
+
+def _hold(keeper: Keeper, listener: socket.socket, twin: Twin, until: float) -> bool:
+    """Hold, and after `until` answer; true once this process may go, false if the twin died."""
+    kernel, signals = keeper.plane.fileno(), keeper.signals.fileno()
+    sources = [listener.fileno(), twin.pidfd]
+    while True:
+        wait = max(0.0, until - time.monotonic())
+        if not wait and kernel not in sources:
+            for pending in keeper.requests.take_all():
+                keeper.plane.answer_by_presence(pending)
+            sources += [kernel, signals]
+        readable, _, _ = select.select(sources, [], [], wait or None)
+        if kernel in readable:
+            _refuse(keeper)
+        if signals in readable and signal.SIGTERM in os.read(signals, 64) and _may_go(keeper):
+            return True
+        if listener.fileno() in readable and _hand_over(keeper, listener):
+            return True
+        if twin.pidfd in readable:
+            return False
 
 
 def _may_go(keeper: Keeper) -> bool:

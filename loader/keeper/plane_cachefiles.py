@@ -165,6 +165,11 @@ class CachefilesPlane:
         """Without a worker: the kernel only asks for what is missing."""
         self.answer(pending, errno.EIO)
 
+    def refuse_orphans(self) -> None:
+        """In the place of a keeper that was killed: have the kernel ask again for what it had read."""
+        self._requests.take_all()
+        self._restore()
+
     def cull(self, directory: str, name: str) -> None:
         cachefiles.cull(self.device, self.directory / directory, name)
 

@@ -221,6 +221,14 @@ class FanotifyPlane:
                     fanotify.answer(self.group, fd, errno.EIO)
                     self.counters["orphans"] += 1
 
+    def refuse_orphans(self) -> None:
+        """In the place of a keeper that was killed, and nothing to serve with: deny whatever it had read."""
+        for pending in self._requests.take_all():
+            os.close(pending.token)
+        for entry in list(self._journal.entries()):
+            self._journal.clear(entry.fd)
+        self._deny_unjournaled()
+
     def _adopt_journaled(self) -> None:
         for entry in self._journal.entries():
             self._requests.add(entry.object, entry.offset, entry.length, entry.fd)
