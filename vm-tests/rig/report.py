@@ -33,6 +33,17 @@ keeper's death readers of data not yet cached get EIO until the image is mounted
 Results = list[dict[str, Any]]
 
 
+def merged(known: Results, result: dict[str, Any], kernels: dict[str, Kernel]) -> Results:
+    """The results with this one in its place: by cell in the table's order, then by scenario."""
+    order = [(name, *cell) for name, kernel in kernels.items() for cell in kernel.cells]
+    kept = {_key(one): one for one in known if _key(one)[:3] in order} | {_key(result): result}
+    return [kept[key] for key in sorted(kept, key=lambda key: (order.index(key[:3]), key[3]))]
+
+
+def _key(result: dict[str, Any]) -> tuple[str, str, str, str]:
+    return result["kernel"], result["plane"], result["form"], result["scenario"]
+
+
 def page(results: Results, kernels: dict[str, Kernel]) -> str:
     """The whole page, Markdown."""
     parts = [HEAD, _matrix(results), _titles(results), _kernels(results, kernels), _facts(results), LIMITS]
@@ -41,8 +52,8 @@ def page(results: Results, kernels: dict[str, Kernel]) -> str:
 
 def _matrix(results: Results) -> str:
     cells = list(dict.fromkeys((r["kernel"], r["plane"], r["form"]) for r in results))
-    names = list(dict.fromkeys(r["scenario"] for r in results))
-    found = {(r["kernel"], r["plane"], r["form"], r["scenario"]): r for r in results}
+    names = sorted({r["scenario"] for r in results})
+    found = {_key(result): result for result in results}
     head = "| scenario | " + " | ".join(f"{kernel}<br>{plane}, {form}" for kernel, plane, form in cells) + " |"
     rows = [head, "|---|" + "---|" * len(cells)]
     for name in names:
