@@ -61,6 +61,7 @@ FORBIDDEN = {
     "signal the parent": "os.kill(PARENT, 0)",
     "limit the parent": "call(302, PARENT, 7, 0, 0)",
     "open a Unix socket": "socket.socket(socket.AF_UNIX)",
+    "open a netlink socket": "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)",
     "open a raw socket": "socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)",
     "open a packet socket": "socket.socket(socket.AF_PACKET, socket.SOCK_RAW)",
     "make a pair of Unix datagram sockets": "socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)",

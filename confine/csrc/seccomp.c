@@ -108,11 +108,10 @@ static void when(struct program *to, unsigned int value, unsigned int with)
 /* socket: only families that reach a registry. A Unix socket would reach every other service of the machine. */
 static void check_sockets(struct program *to)
 {
-	emit(to, BPF_JMP | BPF_JEQ | BPF_K, 0, 8, SYS_socket);
+	emit(to, BPF_JMP | BPF_JEQ | BPF_K, 0, 6, SYS_socket);
 	load(to, ARGUMENT(0));
 	when(to, AF_INET, SECCOMP_RET_ALLOW);
 	when(to, AF_INET6, SECCOMP_RET_ALLOW);
-	when(to, AF_NETLINK, SECCOMP_RET_ALLOW);
 	answer(to, DENY(EAFNOSUPPORT));
 	/* Of a pair, a datagram socket could be connected anew. */
 	emit(to, BPF_JMP | BPF_JEQ | BPF_K, 0, 5, SYS_socketpair);

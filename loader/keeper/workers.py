@@ -18,6 +18,8 @@ from loader.keeper.protocol import CONTROL_FD_ENV, KEEPER_FD_ENV, MAX_PACKET, RO
 
 log = logging.getLogger(__name__)
 _BUFFER = 1 << 20
+_MOST_QUEUED = 64 << 20  # bytes; all objects and requests of a busy node are a tenth of that
+_BATCH = 256  # packets taken at once: a worker that floods its keeper must not keep it from the kernel's requests
 _SO_SNDBUFFORCE = 32  # socket(7): SO_SNDBUF without the limit of net.core.wmem_max
 _SHORT_LIFE = 2.0  # a worker that dies younger than this, and never said a word, counts as a crash loop
 _LONGEST_BACKOFF = 5.0
@@ -29,7 +31,7 @@ class Worker:
     def __init__(self, config: KeeperConfig, control_fd: int) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (ours, theirs):
-            end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BUFFER)
+            _enlarge(end)
         ours.setblocking(False)
         environment = os.environ | config.worker_env
         environment |= {
@@ -45,6 +47,7 @@ class Worker:
         self.listens = False  # it has said something: its signal handlers are there
         self._pinged = 0.0  # when the PING was sent that is not answered
         self._queue: deque[tuple[bytes, list[int]]] = deque()
+        self._queued = 0
         with theirs:
             self.process = subprocess.Popen(
                 config.worker, env=environment, pass_fds=(theirs.fileno(), control_fd), stdin=subprocess.DEVNULL
@@ -57,23 +60,32 @@ class Worker:
     def send(self, packet: bytes, fd: int | None = None) -> None:
         """Send, or queue, a packet. A worker that is gone is noticed where its socket is read."""
         self._queue.append((packet, [] if fd is None else [fd]))
+        self._queued += len(packet)
         if len(self._queue) == 1:
             self.flush()
+        if self._queued > _MOST_QUEUED:
+            log.error("the worker asks for much and reads nothing: killed")
+            self._clear()
+            self.signal(signal.SIGKILL)
 
     def flush(self) -> None:
         """Send what is queued, as far as the socket takes it."""
         try:
             while self._queue:
                 send_with_fds(self.sock, *self._queue[0])
-                self._queue.popleft()
+                self._queued -= len(self._queue.popleft()[0])
         except BlockingIOError:
             pass
         except OSError:
-            self._queue.clear()
+            self._clear()
+
+    def _clear(self) -> None:
+        self._queue.clear()
+        self._queued = 0
 
     def receive(self) -> Iterator[bytes]:
-        """The packets that wait; EOFError behind the last packet of a worker that is gone."""
-        while True:
+        """Some of the packets that wait; EOFError behind the last packet of a worker that is gone."""
+        for _ in range(_BATCH):
             try:
                 packet, fds = receive_with_fds(self.sock, MAX_PACKET)
             except BlockingIOError:
@@ -102,9 +114,17 @@ class Worker:
     def finish(self) -> int:
         """Close the socket, end the process and reap it: its exit status, negative for a signal."""
         self.sock.close()
-        self._queue.clear()
+        self._clear()
         self.signal(signal.SIGKILL)
         return self.process.wait()
+
+
+def _enlarge(end: socket.socket) -> None:
+    """Room for many packets: all that the system's limit allows where the privilege to pass it is missing."""
+    try:
+        end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BUFFER)
+    except PermissionError:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
 
 
 class Backoff:
