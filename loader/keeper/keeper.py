@@ -172,6 +172,7 @@ class Keeper:
 
     def _replier(self, worker: Worker, token: Any) -> Callable[[dict[str, Any], int | None], None]:
         """What sends the RESULT of a call, if the worker that asked is still the one that serves."""
+        token = token if isinstance(token, int) else 0
 
         def reply(body: dict[str, Any], fd: int | None = None) -> None:
             if worker is self.worker:

@@ -1,0 +1,62 @@
+"""A worker that has gone mad: the keeper neither drowns in its packets nor piles answers up for it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from loader.keeper import workers
+from loader.keeper.config import KeeperConfig
+from loader.keeper.workers import Worker
+
+Start = Callable[[str], Worker]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    started: list[Worker] = []
+    control = os.open("/dev/null", os.O_RDONLY)
+
+    def start(program: str) -> Worker:
+        prelude = "import os, socket, time; sock = socket.socket(fileno=int(os.environ['EROFS_LOADER_KEEPER_FD']))\n"
+        config = KeeperConfig(tmp_path, tmp_path / "s", "fanotify", worker=(sys.executable, "-c", prelude + program))
+        started.append(Worker(config, control))
+        return started[-1]
+
+    yield start
+    for worker in started:
+        worker.finish()
+    os.close(control)
+
+
+def test_a_flood_is_taken_in_portions(start: Start) -> None:
+    worker = start("while True: sock.send(b'x')")
+    while not (first := list(worker.receive())):
+        pass
+    for _ in range(20):
+        assert len(list(worker.receive())) <= workers._BATCH
+    assert len(first) <= workers._BATCH
+
+
+def test_who_never_reads_is_killed(start: Start) -> None:
+    worker = start("time.sleep(600)")
+    packet = bytes(200_000)
+    for _ in range(workers._MOST_QUEUED // len(packet) + 20):
+        worker.send(packet)
+    assert worker.process.wait(10) == -9
+    assert sum(len(data) for data, _ in worker._queue) < workers._MOST_QUEUED // 2
+
+
+def test_who_reads_late_gets_everything(start: Start) -> None:
+    worker = start("time.sleep(0.5)\nfor _ in range(100): sock.recv(1 << 20)\nsock.send(b'done')\ntime.sleep(600)")
+    for _ in range(100):
+        worker.send(bytes(200_000))
+    assert worker.backlog
+    while not (packets := list(worker.receive())):
+        worker.flush()
+    assert packets == [b"done"] and not worker.backlog
+    assert worker._queued == 0
