@@ -46,14 +46,22 @@ class Payload(NamedTuple):
 
 def encode_payload(form: Form, erofs: bytes, tables: list[FrameTable]) -> bytes:
     """Assemble a payload from padded EROFS metadata and the frame tables in device order."""
-    if len(erofs) % ALIGNMENT:
+    payload = bytearray(erofs)
+    complete_payload(form, payload, tables)
+    return bytes(payload)
+
+
+def complete_payload(form: Form, erofs: bytearray, tables: list[FrameTable]) -> None:
+    """Turn padded EROFS metadata into a payload, in place."""
+    size = len(erofs)
+    if size % ALIGNMENT:
         raise ValueError("EROFS metadata must be padded to 64 KiB")
     encoded = b"".join(table.encode() for table in tables)
     padding = -(len(encoded) + _TRAILER.size) % ALIGNMENT
-    head = _TRAILER.pack(MAGIC, VERSION, _FORM_NUMBERS[form], 0, len(tables), len(erofs), len(encoded), bytes(12), 0)[
-        :-4
-    ]
-    return b"".join((erofs, encoded, bytes(padding), head, struct.pack("<I", crc32c(head))))
+    trailer = _TRAILER.pack(MAGIC, VERSION, _FORM_NUMBERS[form], 0, len(tables), size, len(encoded), bytes(12), 0)
+    head = trailer[:-4]
+    for part in (encoded, bytes(padding), head, struct.pack("<I", crc32c(head))):
+        erofs += part
 
 
 def decode_payload(data: bytes) -> Payload:

@@ -10,11 +10,11 @@ import zstandard
 
 from erofs_builder.contents import Contents, encode_contents
 from erofs_builder.digest import Digest
-from erofs_builder.erofs.writer import write_metadata
+from erofs_builder.erofs.writer import write_image
 from erofs_builder.errors import ArtifactError
 from erofs_builder.layer import Layer
 from erofs_builder.model import Blob, Node
-from erofs_builder.payload import Form, encode_payload
+from erofs_builder.payload import Form, complete_payload
 from erofs_builder.tree import flatten, walk
 from loader.artifact import (
     BLOB_TYPE,
@@ -66,14 +66,12 @@ def assemble(
         futures = {}
         used: dict[Form, list[Blob]] = {}
         for form in Form:
-            metadata = write_metadata(root, form, candidates)
-            used[form] = metadata.blobs
-            tables = [blob.table for blob in metadata.blobs if blob.table is not None]
-            payload = encode_payload(form, metadata.erofs, tables)
+            payload, used[form] = write_image(root, form, candidates)
+            complete_payload(form, payload, [blob.table for blob in used[form] if blob.table is not None])
             futures[form] = pool.submit(_compressed, payload, level), len(payload)
             if len(payload) > _LARGE_PAYLOAD:
                 futures[form][0].result()
-            del metadata, payload
+            del payload
         parts = {form: (future.result(), size) for form, (future, size) in futures.items()}
     blobs = used[Form.ENCODED]
     if blobs != used[Form.DECODED]:
@@ -93,7 +91,7 @@ def assemble(
     return Assembled(artifact, tuple(blobs), documents, inodes, file_bytes)
 
 
-def _compressed(data: bytes, level: int) -> bytes:
+def _compressed(data: bytes | bytearray, level: int) -> bytes:
     return zstandard.ZstdCompressor(level=level, write_checksum=True).compress(data)
 
 
