@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +17,9 @@ REPOSITORY = Path(__file__).parent.parent
 
 def storm(directory: Path, *options: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "bench.storm", "--keep", *options]
+    environment = os.environ | {"TMPDIR": str(directory)}
     with (directory / "output").open("w+") as output:
-        done = subprocess.run(
-            command, cwd=REPOSITORY, env={"TMPDIR": str(directory)}, stdout=output, stderr=subprocess.STDOUT
-        )
+        done = subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=output, stderr=subprocess.STDOUT)
         output.seek(0)
         text = output.read()
     assert done.returncode == 0, text

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from erofs_builder.payload import Form
+from tests.support import daemon as real
+from tests.support.faulty_registry import FaultyRegistry
 from tests.support.keeper_rig import Daemon, Image, make_image, results, start_reader, wait_until
+from tests.support.registry import docker_registry
 
 pytestmark = pytest.mark.root
 
@@ -78,3 +81,44 @@ def test_signals_log_requests_and_stacks(daemon: Daemon, image: Image, tmp_path:
     (daemon.source / "silent").unlink()
     os.kill(daemon.pids()[1], signal.SIGKILL)
     assert results(reader) == image.files
+
+
+def test_signals_reach_the_worker(tmp_path: Path) -> None:
+    """The frames that are waited for, and the worker's stacks, are logged too; and it lives on."""
+    digests = real.make_tree(tmp_path / "tree")
+    with docker_registry(tmp_path / "registry") as address, FaultyRegistry(address) as proxy:
+        real.convert(tmp_path / "tree", f"docker://{address}/sample:1")
+        with real.Daemon(tmp_path / "d") as running:
+            target = running.mount(f"docker://{proxy.address}/sample:1")
+            proxy.off = True
+            reader = real.start_reader(target, 1)
+            wait_until(lambda: running.command("status")["waiting"])
+            worker = running.worker()
+            running.signal(signal.SIGUSR1)
+            wait_until(lambda: "in flight: frame" in running.log.read_text())
+            running.signal(signal.SIGUSR2)
+            wait_until(lambda: "Current thread" in running.log.read_text())
+            proxy.off = False
+            assert real.result(reader) == digests
+            assert running.worker() == worker
+
+
+def test_a_worker_that_always_dies(tmp_path: Path, image: Image) -> None:
+    """Readers get errors at the deadline, starts are spaced, and a worker that lives is welcome again."""
+    daemon = Daemon(tmp_path, deadline=3.0)
+    try:
+        daemon.start()
+        daemon.mount(image, tmp_path / "mnt")
+        _, worker = daemon.pids()
+        (daemon.source / "crash").touch()
+        os.kill(worker, signal.SIGKILL)
+        reader = start_reader(tmp_path / "mnt")
+        assert reader.stdout is not None
+        assert reader.stdout.readline().endswith("errno 5\n")
+        reader.kill()
+        reader.communicate()
+        assert daemon.log.read_text().count("the worker ended") < 60
+        (daemon.source / "crash").unlink()
+        assert results(start_reader(tmp_path / "mnt")) == image.files
+    finally:
+        daemon.close()

@@ -123,6 +123,10 @@ class Daemon:
             time.sleep(0.05)
         raise AssertionError(f"the daemon does not start: {self.log.read_text()[-4000:]}")
 
+    def signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def stop(self) -> None:
         """SIGTERM, as a service manager sends it."""
         assert self._process is not None

@@ -2,7 +2,8 @@
 
 Object names are file names in the directory of FILL_SOURCE. FILL_DELAY (seconds) is slept before each fill. The control
 socket takes one JSON object a connection and returns the keeper's RESULT. What the test may want to break:
-a file named `hole` in FILL_SOURCE makes it answer without writing, `silent` makes it answer nothing, `refuse` errors.
+a file named `hole` in FILL_SOURCE makes it answer without writing, `silent` makes it answer nothing, `refuse` errors,
+`crash` makes it end when it starts.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class FillWorker:
 
     def run(self) -> None:
         started = False
+        if (self.source / "crash").exists():
+            return
         while True:
             packet, fds = receive_with_fds(self.keeper, MAX_PACKET)
             if not packet:
