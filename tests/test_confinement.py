@@ -137,6 +137,8 @@ def test_a_worker_is_confined(tmp_path: Path) -> None:
         facts = dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
         assert {facts[name] for name in ("CapPrm", "CapEff", "CapInh", "CapBnd", "CapAmb")} == {"0" * 16}
         assert (facts["NoNewPrivs"], facts["Seccomp"]) == ("1", "2")
+        ranks = [Path(f"/proc/{status[name]['pid']}/oom_score_adj").read_text() for name in ("worker", "keeper")]
+        assert int(ranks[0]) > int(ranks[1])
 
 
 def test_the_keeper_has_no_parser() -> None:
