@@ -22,7 +22,7 @@ class Kind(NamedTuple):
 
 
 ELF = Kind("elf", 192 * _KIB, 192 * _KIB)
-BYTECODE = Kind("bytecode", 160 * _KIB, 160 * _KIB)
+BYTECODE = Kind("bytecode", 144 * _KIB, 144 * _KIB)
 SCRIPT = Kind("script", 384 * _KIB, 384 * _KIB)
 DEVELOPMENT = Kind("development", 640 * _KIB, 960 * _KIB)
 DOCUMENT = Kind("document", 640 * _KIB, 960 * _KIB)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from erofs_builder.payload import Form
-from loader.cache.claims import FlightTable, Priority, Run, Waiter
+from loader.cache.claims import LEAST_AHEAD, FlightTable, Priority, Run, Waiter
 from loader.cache.files import CacheFile
 from tests.support.cache_files import open_file, sample
 
@@ -175,3 +175,20 @@ def test_a_closed_file_fails_its_waiters(table: FlightTable, file: CacheFile) ->
     table.forget(file)
     assert outcome.errors == [errno.EIO]
     assert table.waiting() == []
+
+
+def test_no_more_is_fetched_ahead_than_keeps_the_link_busy(tmp_path: Path) -> None:
+    file = open_file(tmp_path, sample(200), Form.ENCODED)
+    size = max(frame.encoded_size for frame in file.table)
+    window = 0
+    table = FlightTable(64, 64, (1, 1, 1), lambda: window)
+    table.want(file, range(len(file.table)), Priority.AHEAD)
+    flying, taken = 0, 0
+    while flying <= LEAST_AHEAD and taken < 64 and taken < len(file.table):
+        flying += sum(flight.encoded_size for flight in _take(table).flights)
+        taken += 1
+    assert LEAST_AHEAD < flying <= LEAST_AHEAD + size
+    threading.Timer(0.05, table.want, (file, [len(file.table) - 1], Priority.DEMAND)).start()
+    assert _take(table).priority is Priority.DEMAND  # none of those ahead came before it
+    window = 1 << 30
+    assert _take(table).priority is Priority.AHEAD

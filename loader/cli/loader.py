@@ -245,6 +245,28 @@ def prefetch(context: click.Context, image: str, paths: tuple[str, ...], form: s
 
 @cli.command()
 @location_options
+@click.argument("image")
+@click.option("--publish/--no-publish", default=True, help="Store the trace beside the image, for other nodes.")
+@click.option("--insecure", is_flag=True, help="Accept plain HTTP and unverified TLS from the registry.")
+@json_option
+@click.pass_context
+def trace(context: click.Context, image: str, publish: bool, insecure: bool, as_json: bool) -> None:
+    """Keep what was read of IMAGE since it was mounted as what its next start will read."""
+    from loader.cli.loader_trace import publish_trace_of
+
+    answer = client(context).request("POST", "/v1/trace", {"image": absolute(image)})
+    if publish:
+        answer["published"] = publish_trace_of(settings(context, insecure=insecure or None), answer)
+    if as_json:
+        print_json(answer)
+        return
+    click.echo(f"{answer['count']} frames, {human_size(answer['bytes'])}")
+    if publish:
+        click.echo(f"published as {answer['published']}, which refers to {answer['digest']}")
+
+
+@cli.command()
+@location_options
 @click.option("--keep/--umount", "keep", default=None, help="What becomes of the mounts [as configured].")
 @json_option
 @click.pass_context

@@ -7,13 +7,15 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from erofs_builder.frame_list import decode_frames
 from erofs_builder.payload import Form
 from loader.cache.state import ImageRecord, MountRecord
-from loader.errors import UsageError
+from loader.errors import NotFoundError, UsageError
 from loader.worker.counters import NAMES
 from loader.worker.mounting import image_fsid
 from loader.worker.prefetch import prefetch
 from loader.worker.service import Service
+from loader.worker.starts import TRACE
 
 MOST_LISTED = 100  # of whatever is listed in a status
 
@@ -74,6 +76,21 @@ class Api:
         mounted = [mount.form for mount in service.state.mounts() if mount.image == record.digest]
         chosen = self._form(form) if form or not mounted else mounted[0]
         return prefetch(record, paths, chosen, service.images, service.mounting, service.flights)
+
+    def trace(self, image: str) -> dict[str, Any]:
+        """What was read of an image since it was mounted, in order, as a list of frames."""
+        service = self._service
+        record = service.images.find(image)
+        files = [[f for form in Form for f in service.objects.files_of(form, blob)] for blob, _ in record.blobs]
+        if not any(files):
+            raise NotFoundError(f"{record.name} is not mounted", hint="mount it, start what is to be traced, try again")
+        frames = service.starts.trace(files)
+        service.starts.remember(record.digest, TRACE, frames)
+        places = decode_frames(frames)
+        size = sum(files[blob][0].table[frame].encoded_size for blob, frame in places)
+        return {
+            "digest": str(record.digest), "source": record.source, "frames": frames, "count": len(places), "bytes": size
+        }  # fmt: skip
 
     def gc(self, dry_run: bool = False, everything: bool = False) -> dict[str, Any]:
         """Remove cached data that no image needs; `everything`: also that of images that are not mounted."""

@@ -4,6 +4,7 @@
     POST   /v1/images    {"image", "form"?, "pinned"?}   DELETE /v1/images?image=…
     POST   /v1/mounts    {"image", "target", "form"?}    DELETE /v1/mounts?target=…[&lazy=1]
     POST   /v1/prefetch  {"image", "paths"?, "form"?}    answers one JSON object a line until it is done
+    POST   /v1/trace     {"image"}
     POST   /v1/gc        {"dry_run"?, "everything"?}
     POST   /v1/stop      {"mode"?}
 
@@ -47,6 +48,7 @@ _ROUTES: dict[tuple[str, str], tuple[_Handler, dict[str, type]]] = {
         lambda api, a: api.prefetch(**{"paths": [], **a}),
         {"image": str, "paths": list, "form": str},
     ),
+    ("POST", "/v1/trace"): (lambda api, a: api.trace(**a), {"image": str}),
     ("POST", "/v1/gc"): (lambda api, a: api.gc(**a), {"dry_run": bool, "everything": bool}),
     ("POST", "/v1/stop"): (lambda api, a: api.stop(**a), {"mode": str}),
 }
@@ -56,6 +58,7 @@ _REQUIRED = {
     ("POST", "/v1/mounts"): {"image", "target"},
     ("DELETE", "/v1/mounts"): {"target"},
     ("POST", "/v1/prefetch"): {"image"},
+    ("POST", "/v1/trace"): {"image"},
 }
 
 

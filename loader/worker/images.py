@@ -7,6 +7,7 @@ import os
 import shutil
 import struct
 import threading
+from concurrent.futures import wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from loader.worker.starts import START, Starts
 
 log = logging.getLogger(__name__)
 
+TRACE_PATIENCE = 1.0  # seconds
 MAX_PAYLOAD = 1 << 30  # decompressed; an image of ten million files stays below
 _SUPERBLOCK = 1024
 
@@ -95,6 +97,7 @@ class Images:
     def _fetch(self, reference: str, name: str, form: Form) -> ImageRecord:
         source = self._sources.open(repository(reference))
         descriptor, artifact = find_artifact(source, wanted(reference))
+        trace = self._starts.look_for_trace(source, descriptor.digest)
         if not self._has_payload(descriptor.digest, form):
             metadata = artifact.metadata.get(form)
             if metadata is None:
@@ -108,6 +111,7 @@ class Images:
                 self._store(descriptor.digest, form, payload, tables)
             self._starts.remember(descriptor.digest, START, artifact.annotations.get(START_ANNOTATION, ""))
             sha256 = Digest.of(payload)
+            wait([trace], TRACE_PATIENCE)  # it was asked for while the metadata came
         else:
             sha256 = self._state.payloads(descriptor.digest)[form]
         record = ImageRecord(

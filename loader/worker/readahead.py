@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from loader.cache.files import CacheFile
 from loader.worker.hints import NO_HINTS, Hints
@@ -83,7 +83,8 @@ class ReadAhead:
         self._lock = threading.Lock()
         self._clock = 0
         self._streams: OrderedDict[Key, tuple[int, int]] = OrderedDict()  # → READs in a row, window in bytes
-        self._read: dict[CacheFile, set[int]] = {}
+        self._read: dict[CacheFile, dict[int, int]] = {}  # frame → when it was read first
+        self._listed: dict[bytes, frozenset[int]] = {}
         self._hints: dict[bytes, Hints] = {}
         self._judges = {
             "whole": Judge(8, 0),
@@ -97,6 +98,16 @@ class ReadAhead:
         with self._lock:
             self._hints[blob] = hints
 
+    def expect(self, blob: bytes, frames: Iterable[int]) -> None:
+        """A list has what a start reads of a blob (its raw digest): near that, nothing more is needed."""
+        with self._lock:
+            self._listed[blob] = frozenset(frames)
+
+    def reads(self, file: CacheFile) -> dict[int, int]:
+        """Frames of a file that were read since it was opened, with the moment of the first time (larger is later)."""
+        with self._lock:
+            return dict(self._read.get(file, ()))
+
     def after(self, file: CacheFile, frames: range) -> list[int]:
         """A reader wants `frames`: which others to fetch."""
         if file.ready.complete:
@@ -104,11 +115,14 @@ class ReadAhead:
         with self._lock:
             self._clock += 1
             hints = self._hints.get(file.blob.raw, NO_HINTS)
-            read = self._read.setdefault(file, set())
+            read = self._read.setdefault(file, {})
             for frame in frames:
-                read.add(frame)
+                read.setdefault(frame, self._clock)
                 for judge in self._judges.values():
                     judge.read((file, frame))
+            listed = self._listed.get(file.blob.raw)
+            if listed and listed.issuperset(frames):
+                return []
             chosen: dict[int, None] = {}
             guesses = {
                 "whole": self._whole(file, frames, hints),
@@ -120,7 +134,7 @@ class ReadAhead:
                 chosen.update(self._judged(self._judges[name], file, guessed, read))
         return list(chosen)
 
-    def _judged(self, judge: Judge, file: CacheFile, frames: Iterable[int], read: set[int]) -> dict[int, None]:
+    def _judged(self, judge: Judge, file: CacheFile, frames: Iterable[int], read: Container[int]) -> dict[int, None]:
         judge.forget(self._clock)
         fresh = [frame for frame in frames if frame not in read]
         for frame in fresh:
@@ -139,7 +153,7 @@ class ReadAhead:
                 guessed += [*range(frame + 1, group.stop), *range(group.start, frame)]
         return guessed
 
-    def _near(self, frames: range, hints: Hints, read: set[int]) -> list[int]:
+    def _near(self, frames: range, hints: Hints, read: Container[int]) -> list[int]:
         guessed: list[int] = []
         for frame in frames:
             group = hints.groups.get(frame)

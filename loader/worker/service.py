@@ -68,10 +68,10 @@ class Service:
         self.flights = FlightTable(
             config.connections, config.prefetch_connections, RANGE_LIMITS, lambda: 2 * self.link_estimate.in_flight
         )
-        self.starts = Starts(self.layout, self.flights)
+        self.readahead = ReadAhead(self.link_estimate, config.readahead)
+        self.starts = Starts(self.layout, self.flights, self.readahead)
         self.images = Images(self.layout, self.state, self.sources, self.counters, self.starts)
         self.objects = Objects(self.layout, self.images.find_payload, self.images.find_tag)
-        self.readahead = ReadAhead(self.link_estimate, config.readahead)
         self.executor = ThreadPoolExecutor(8, "work")
         self.mounting = Mounting(
             plane, config.domain, self.layout, self.state, self.images, self.objects, self.flights, link,

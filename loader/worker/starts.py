@@ -8,26 +8,34 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 
 from erofs_builder.digest import Digest
-from erofs_builder.errors import ArtifactError
-from erofs_builder.frame_list import Place, decode_frames
+from erofs_builder.errors import FormatError, IntegrityError
+from erofs_builder.frame_list import Place, decode_frames, encode_frames
 from loader.cache.claims import FlightTable, Priority
 from loader.cache.files import CacheFile
 from loader.cache.layout import Layout, replace_file
+from loader.errors import LoaderError
+from loader.registry.base import ImageSource
+from loader.trace import find_trace
+from loader.worker.readahead import ReadAhead
 
 log = logging.getLogger(__name__)
 START, TRACE = "start", "trace"
+STRETCH = 2 << 20
 
 
 class Starts:
     """The lists of all images on this node."""
 
-    def __init__(self, layout: Layout, flights: FlightTable) -> None:
+    def __init__(self, layout: Layout, flights: FlightTable, readahead: ReadAhead) -> None:
         self._layout = layout
         self._flights = flights
+        self._readahead = readahead
+        self._pool = ThreadPoolExecutor(2, "traces")
 
     def remember(self, image: Digest, name: str, text: str) -> None:
         """Keep a list with an image's metadata; an empty one is forgotten."""
@@ -37,6 +45,27 @@ class Starts:
         else:
             path.unlink(missing_ok=True)
 
+    def look_for_trace(self, source: ImageSource, image: Digest) -> Future[None]:
+        """Ask the source for a trace of an image and keep it; done when that is known, whatever came of it."""
+        return self._pool.submit(self._look_for_trace, source, image)
+
+    def _look_for_trace(self, source: ImageSource, image: Digest) -> None:
+        try:
+            if trace := find_trace(source, image):
+                self.remember(image, TRACE, trace)
+        except (LoaderError, FormatError, IntegrityError, OSError) as error:
+            log.info("%s: no trace: %s", image, error)
+
+    def trace(self, files: Sequence[Iterable[CacheFile]]) -> str:
+        """What was read of an image's blobs (`files`: the open cache files of each) since they were opened."""
+        reads = {
+            (number, frame): moment
+            for number, opened in enumerate(files)
+            for file in opened
+            for frame, moment in self._readahead.reads(file).items()
+        }
+        return encode_frames(sorted(reads, key=lambda place: (reads[place], place)))
+
     def places(self, image: Digest) -> list[Place]:
         """The best list of an image, empty without one."""
         for name in (TRACE, START):
@@ -44,14 +73,35 @@ class Starts:
                 text = self._layout.start_list(image, name).read_text()
                 try:
                     return decode_frames(text)
-                except ArtifactError as error:
+                except FormatError as error:
                     log.warning("%s: %s", image, error)
         return []
 
     def fetch(self, image: Digest, files: Sequence[CacheFile | None]) -> None:
         """Have an image's start fetched; `files` are those of its blobs, in order."""
-        for blob, run in groupby(self.places(image), lambda place: place[0]):
-            file = files[blob] if blob < len(files) else None
-            if file is not None:
-                frames = [frame for _, frame in run if frame < len(file.table)]
-                self._flights.want(file, frames, Priority.AHEAD)
+        places = self.places(image)
+        for blob, file in enumerate(files):
+            if file is not None and places:
+                self._readahead.expect(file.blob.raw, (frame for number, frame in places if number == blob))
+        known = [
+            (number, frame)
+            for number, frame in places
+            if number < len(files) and (file := files[number]) is not None and frame < len(file.table)
+        ]
+        for number, run in groupby(_gathered(known, files), lambda place: place[0]):
+            if (file := files[number]) is not None:
+                self._flights.want(file, [frame for _, frame in run], Priority.AHEAD)
+
+
+def _gathered(places: Sequence[Place], files: Sequence[CacheFile | None]) -> Iterator[Place]:
+    """The places in their order, but sorted within stretches of STRETCH bytes: neighbours then make one range."""
+    stretch: list[Place] = []
+    size = 0
+    for number, frame in places:
+        stretch.append((number, frame))
+        file = files[number]
+        size += file.table[frame].encoded_size if file is not None else 0
+        if size >= STRETCH:
+            yield from sorted(stretch)
+            stretch, size = [], 0
+    yield from sorted(stretch)

@@ -1,0 +1,135 @@
+"""What a start reads, as the builder knows it: against what ldd finds in a tree of this machine's own programs."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from erofs_builder.elf import read_program
+from erofs_builder.errors import ArtifactError
+from erofs_builder.frame_list import MAX_FRAMES, MAX_TEXT, decode_frames, encode_frames
+from erofs_builder.layer import build_layer
+from erofs_builder.model import Blob, Node
+from erofs_builder.paths import lookup
+from erofs_builder.startup import Command, start_frames
+from erofs_builder.tree import flatten
+from tests.support.oci import tar_of
+
+
+def _ldd(program: str) -> list[str]:
+    """Every file that the loader maps for a program, the loader among them."""
+    lines = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout.splitlines()
+    return [word for line in lines for word in line.split() if word.startswith("/")]
+
+
+class Tree:
+    """A tree of host files (with the symbolic links that lead to them) and others, built into a blob."""
+
+    def __init__(self, tmp_path: Path, paths: list[str], others: dict[str, bytes]) -> None:
+        wanted = {Path(each): None for each in ("/lib", "/lib64", "/bin") if Path(each).is_symlink()}
+        for text in paths:
+            path = Path(text)
+            while path not in wanted:  # the path itself, and where it leads if it is a link
+                path = path.parent.resolve() / path.name
+                wanted[path] = None
+                path = path.parent / path.readlink() if path.is_symlink() else path
+        names = [str(path)[1:] for path in wanted]
+        tar = subprocess.run(["tar", "-C", "/", "-cf", "-", *names], capture_output=True, check=True)
+        layers = []
+        self.blobs: dict[Blob, bytes] = {}
+        for data in (tar.stdout, tar_of(others)):
+            out = io.BytesIO()
+            layers.append(build_layer(io.BytesIO(data), out))
+            if blob := layers[-1].blob:
+                self.blobs[blob] = out.getvalue()
+        self.root = flatten(layers)
+
+    def read_frame(self, blob: Blob, number: int) -> bytes:
+        assert blob.table is not None
+        frame = blob.table[number]
+        encoded = self.blobs[blob][frame.encoded_offset : frame.encoded_offset + frame.encoded_size]
+        return zstandard.ZstdDecompressor().decompress(encoded)
+
+    def file(self, path: str) -> Node:
+        found = lookup(self.root, path.encode())
+        assert found is not None, path
+        return found[1]
+
+    def heads(self, *paths: str) -> set[tuple[Blob, int]]:
+        extents = [self.file(path).extents[0] for path in paths]
+        return {(extent.blob, extent.frame) for extent in extents if extent.blob is not None}
+
+    def start(self, *arguments: str, environment: tuple[str, ...] = ()) -> set[tuple[Blob, int]]:
+        return set(start_frames(self.root, Command(arguments, environment), self.read_frame))
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    others = {
+        "app/run": b"#!/usr/bin/env python3\nprint()\n",
+        "app/loop": b"#!/app/loop\n",
+        "app/gone": b"#!/no/such/thing\n",
+        "app/data": os.urandom(300_000),
+    }
+    configuration = ["/etc/ld.so.conf", "/etc/ld.so.cache", *map(str, Path("/etc/ld.so.conf.d").iterdir())]
+    programs = ["/usr/bin/python3", "/usr/bin/env", "/usr/bin/tar"]
+    libraries = [path for program in programs for path in _ldd(program)]
+    return Tree(tmp_path_factory.mktemp("tree"), [*configuration, *programs, *libraries], others)
+
+
+@pytest.mark.parametrize("name", ["python3", "tar"])
+def test_a_program_needs_what_ldd_says(tree: Tree, name: str) -> None:
+    wanted = tree.heads(f"/usr/bin/{name}", "/etc/ld.so.cache", *_ldd(f"/usr/bin/{name}"))
+    assert wanted <= tree.start(name)
+    assert not tree.heads("/app/data") & tree.start(name)
+
+
+def test_a_script_needs_its_interpreters(tree: Tree) -> None:
+    wanted = tree.heads("/app/run", "/usr/bin/env", "/usr/bin/python3", *_ldd("/usr/bin/python3"))
+    assert wanted <= tree.start("/app/run")
+    assert wanted <= tree.start("run", environment=("PATH=/nowhere:/app:/usr/bin",))
+
+
+@pytest.mark.parametrize("name", ["/app/loop", "/app/gone", "/app/none", "none", "", "/app/data", "/app"])
+def test_a_command_that_leads_nowhere(tree: Tree, name: str) -> None:
+    assert len(tree.start(name)) <= 1
+
+
+def test_blobs_that_are_not_at_hand(tree: Tree) -> None:
+    def refuse(blob: Blob, number: int) -> bytes:
+        raise KeyError(number)
+
+    assert start_frames(tree.root, Command(("python3",)), refuse) == []
+
+
+def test_malformed_programs_are_no_programs() -> None:
+    data = Path("/usr/bin/env").read_bytes()
+    for size in (0, 3, 16, 63):
+        cut = data[:size]
+        assert read_program(lambda offset, length, cut=cut: cut[offset : offset + length]) is None  # type: ignore[misc]
+    for at in range(1024):
+        broken = bytearray(data)
+        broken[at] ^= 0xFF
+        read_program(lambda offset, length, broken=broken: bytes(broken[offset : offset + length]))  # type: ignore[misc]
+
+
+def test_frame_lists() -> None:
+    places = [(1, 5), (1, 6), (1, 7), (0, 141), (1, 30), (1, 29)]
+    assert encode_frames(places) == "1:5-7 0:141 1:30 1:29"
+    assert decode_frames(encode_frames(places)) == places
+    assert decode_frames("") == []
+    assert len(encode_frames((0, 2 * number) for number in range(100_000))) <= MAX_TEXT
+    assert len(decode_frames(encode_frames((0, number) for number in range(MAX_FRAMES)))) == MAX_FRAMES
+
+
+@pytest.mark.parametrize(
+    "text", ["1", "1:", ":1", "1:2-", "1:3-2", "-1:2", "a:1", "1:1,2", "0:0-99999999", "1:²", "0:1 " * 20_000]
+)
+def test_malformed_frame_lists(text: str) -> None:
+    with pytest.raises(ArtifactError):
+        decode_frames(text)

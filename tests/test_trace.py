@@ -1,0 +1,109 @@
+"""Traces: published beside an artifact, found again, and used when the image is mounted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from erofs_builder.digest import Digest
+from erofs_builder.payload import Form
+from loader.artifact import ARTIFACT_TYPE, MANIFEST_TYPE, Artifact
+from loader.cache.claims import FlightTable
+from loader.cache.layout import Layout as CacheLayout
+from loader.registry.layout import Layout
+from loader.trace import CREATED_ANNOTATION, TRACE_ANNOTATION, TRACE_TYPE, encode_trace, find_trace, publish_trace
+from loader.worker.hints import Hints
+from loader.worker.link_estimate import LinkEstimate
+from loader.worker.readahead import ReadAhead
+from loader.worker.starts import START, TRACE, Starts
+from tests.support.cache_files import open_file, sample
+from tests.support.oci import new_layout
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return new_layout(tmp_path / "oci")
+
+
+def _artifact(layout: Layout) -> Digest:
+    descriptor = layout.put_manifest(MANIFEST_TYPE, Artifact([], {}).encode(), "t")
+    assert descriptor.artifact_type == ARTIFACT_TYPE
+    return descriptor.digest
+
+
+def test_the_newest_usable_trace_is_found(layout: Layout) -> None:
+    artifact = _artifact(layout)
+    assert find_trace(layout, artifact) == ""
+    publish_trace(layout, artifact, "0:1-3", created=1.0)
+    publish_trace(layout, artifact, "0:1-3 1:7", created=3.0)
+    publish_trace(layout, artifact, "0:4", created=2.0)
+    assert find_trace(layout, artifact) == "0:1-3 1:7"
+    publish_trace(layout, artifact, "nonsense")
+    assert find_trace(layout, artifact) == "0:1-3 1:7"
+
+
+def test_a_list_without_annotations(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = _artifact(layout)
+    publish_trace(layout, artifact, "0:9")
+    entries = layout.referrers(artifact, TRACE_TYPE)
+    for entry in entries:
+        entry.annotations.clear()
+    monkeypatch.setattr(layout, "referrers", lambda subject, artifact_type: entries)
+    assert find_trace(layout, artifact) == "0:9"
+    assert find_trace(layout, Digest.of(b"another")) == ""
+
+
+def test_the_manifest_is_an_ordinary_oci_one(layout: Layout) -> None:
+    artifact = layout.resolve(str(_artifact(layout)))
+    document = json.loads(encode_trace(artifact, "0:1", 0.0))
+    assert document["subject"]["digest"] == str(artifact.digest)
+    assert document["annotations"] == {
+        TRACE_ANNOTATION: "0:1",
+        CREATED_ANNOTATION: "1970-01-01T00:00:00Z",
+    }
+    assert [layer["size"] for layer in document["layers"]] == [2]
+
+
+def _starts(tmp_path: Path) -> tuple[Starts, FlightTable, ReadAhead]:
+    layout = CacheLayout(tmp_path / "cache")
+    layout.prepare()
+    flights, ahead = FlightTable(4, 4, (1 << 20, 1 << 20, 1 << 20)), ReadAhead(LinkEstimate(), 2 << 20)
+    return Starts(layout, flights, ahead), flights, ahead
+
+
+def test_a_mount_fetches_the_list_and_a_trace_replaces_it(tmp_path: Path) -> None:
+    starts, flights, _ = _starts(tmp_path)
+    file = open_file(tmp_path / "file", sample(40), Form.ENCODED)
+    image = Digest.of(b"image")
+    starts.fetch(image, [file])
+    assert len(flights) == 0
+    starts.remember(image, START, "0:1-3")
+    assert starts.places(image) == [(0, 1), (0, 2), (0, 3)]
+    starts.remember(image, TRACE, "0:12 0:7 0:11 0:100-200 5:1")
+    starts.fetch(image, [file, None])
+    run = flights.take()
+    assert run is not None and [flight.frame for flight in run.flights] == [7]
+    run = flights.take()
+    assert run is not None and [flight.frame for flight in run.flights] == [11, 12]
+    starts.remember(image, TRACE, "what?")
+    assert starts.places(image) == [(0, 1), (0, 2), (0, 3)]
+
+
+def test_a_trace_is_the_order_of_first_reads(tmp_path: Path) -> None:
+    starts, _, ahead = _starts(tmp_path)
+    first = open_file(tmp_path / "first", sample(40), Form.ENCODED)
+    second = open_file(tmp_path / "second", sample(50), Form.ENCODED)
+    for file, frames in ((first, range(4, 6)), (second, range(9, 10)), (first, range(3, 5)), (second, range(9, 10))):
+        ahead.after(file, frames)
+    assert starts.trace([[first], [second]]) == "0:4-5 1:9 0:3"
+
+
+def test_nothing_is_guessed_from_what_is_listed(tmp_path: Path) -> None:
+    _, _, ahead = _starts(tmp_path)
+    file = open_file(tmp_path / "file", sample(40), Form.ENCODED)
+    ahead.learn(file.blob.raw, Hints({frame: range(20, 24) for frame in range(20, 24)}))
+    ahead.expect(file.blob.raw, [20, 21])
+    assert ahead.after(file, range(20, 21)) == []
+    assert ahead.after(file, range(22, 23)) == [23, 21]
