@@ -27,18 +27,26 @@ _SYMLINK_LIMIT = 40  # as the kernel
 _DIRECTORY = stat.S_IFDIR | 0o755
 
 
-def flatten(layers: Sequence[Layer]) -> Node:
+def flatten(layers: Sequence[Layer], *, consume: bool = False) -> Node:
     """The root of the whole image. The layers' nodes are shared with the tree, never changed.
+
+    `consume` takes the entries out of the layers on the way, a fifth of their memory: they cannot be used again.
 
     FormatError names an entry that cannot be applied: a hard link without target or to a directory, a parent that is
     no directory, a loop of symlinks.
     """
     tree = _Tree()
     for number, layer in enumerate(layers):
-        tree.apply(layer.entries, lowest=number == 0)
+        tree.apply(_taken(layer.entries) if consume else layer.entries, lowest=number == 0)
     if len(layers) > 1:
         Deduplicator(layers).apply(tree.root)
     return tree.root
+
+
+def _taken(entries: list[Entry]) -> Iterator[Entry]:
+    entries.reverse()
+    while entries:
+        yield entries.pop()
 
 
 def walk(root: Node) -> Iterator[tuple[bytes, Node]]:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from typing import Any
 
 import click
 
 from erofs_builder.blob import DEFAULT_LEVEL
-from erofs_builder.hot import keep_memory
 from erofs_builder.layer import Options
 from loader.artifact import descriptor_to_json
 from loader.cli.bars import progress_bars
 from loader.cli.builder_options import config_option, registry_config
 from loader.cli.common import human_size, insecure_option, json_option, print_json, print_table
 from loader.convert.assemble import PAYLOAD_LEVEL
-from loader.convert.convert import Converted, ConvertedLayer, Request, Result
+from loader.convert.convert import Converted, ConvertedLayer, Request, Result, lean_memory
 from loader.convert.convert import convert as convert_image
 
 
@@ -63,8 +61,7 @@ def convert(
     oci:DIR[:TAG]. The artifact refers to the source image, which stays as it is: where both are in one repository,
     either name mounts.
     """
-    keep_memory()
-    gc.disable()  # millions of nodes, and no cycles among them
+    lean_memory()
     request = Request(source, target, platform, base, Options(level=level, threads=threads), metadata_level)
     result = convert_image(request, registry_config(config, insecure), progress_bars(quiet=as_json))
     if as_json:

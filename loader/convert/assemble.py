@@ -55,12 +55,9 @@ def assemble(
 ) -> Assembled:
     """Flatten the layers and write everything but the data blobs. `start_list` says what a start reads (start.py).
 
-    `consume` lets go of the layers' entries, a fifth of the memory, once they are in the tree: none can be used again.
+    `consume` takes the layers apart on the way, a fifth of the memory: they cannot be used again.
     """
-    root = flatten(layers)
-    if consume:
-        for layer in layers:
-            layer.entries.clear()
+    root = flatten(layers, consume=consume)
     candidates = list(dict.fromkeys([blob for blob, _ in base_contents] + [la.blob for la in layers if la.blob]))
     with ThreadPoolExecutor(len(Form)) as pool:  # one form is compressed while the other one is laid out
         futures = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 import time
 from contextlib import ExitStack
@@ -10,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from erofs_builder.digest import Digest
+from erofs_builder.hot import keep_memory
 from erofs_builder.layer import Layer, Options
 from erofs_builder.pieces import Base
 from erofs_builder.rootfs import build_rootfs
@@ -74,6 +76,12 @@ class Result:
     images: tuple[Converted, ...]
     index: Descriptor | None
     seconds: float
+
+
+def lean_memory() -> None:
+    """Settings for a process that does nothing but convert: keep freed chunks, and look for no cycles of garbage."""
+    keep_memory()
+    gc.disable()  # millions of nodes, which die by their counts alone
 
 
 def convert(request: Request, config: RegistryConfig, progress: Progress | None = None) -> Result:
