@@ -25,7 +25,7 @@ def init() -> int:
 
     ENOSYS or EINVAL: this kernel has no permission events (CONFIG_FANOTIFY_ACCESS_PERMISSIONS).
     """
-    event_flags = os.O_RDWR | os.O_LARGEFILE | os.O_CLOEXEC
+    event_flags = os.O_RDONLY | os.O_LARGEFILE | os.O_CLOEXEC
     group = lib.eod_fanotify_init(_FLAGS | lib.FAN_REPORT_FD_ERROR, event_flags)
     if group == -errno.EINVAL:  # before 6.13
         group = lib.eod_fanotify_init(_FLAGS, event_flags)

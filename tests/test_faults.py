@@ -5,11 +5,13 @@ The reader is a process, the mount the kernel's, the registry a real one behind 
 
 from __future__ import annotations
 
+import base64
 import itertools
+import json
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +22,8 @@ from tests.support import faults
 from tests.support.daemon import BUILDER, REPOSITORY, Daemon, convert, make_files, start_cat
 from tests.support.faults import Fault, Plan, closed_port
 from tests.support.faulty_registry import FaultyRegistry
-from tests.support.registry import docker_registry
+from tests.support.registry import certificates, docker_registry, htpasswd_auth
+from tests.support.token_server import token_server
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 DEADLINE = 4.0
@@ -235,3 +238,91 @@ def test_a_minute_without_a_registry_is_waited_out(tmp_path: Path) -> None:
                 assert all(reader.poll() is None for reader in readers.values())
             assert {name: reader.communicate(timeout=60)[0].strip() for name, reader in readers.items()} == digests
             assert daemon.counters()["requests_failed"] == 0
+
+
+def test_an_expired_token_is_replaced(tmp_path: Path) -> None:
+    """The registry itself refuses the old token; nobody waits for a deadline."""
+    digests = make_files(tmp_path / "tree", 8, 150_000)
+    with token_server(tmp_path / "t") as server, docker_registry(tmp_path / "registry", server.auth) as address:
+        with FaultyRegistry(address) as registry:
+            config = tmp_path / "config.toml"
+            login = login_file(tmp_path, "user", "secret", address, registry.address)
+            config.write_text(f'[fetch]\nreadahead = "0"\n[registry]\nauth_file = "{login}"\n')
+            convert(tmp_path / "tree", f"docker://{address}/sample:1", config)
+            with Daemon(tmp_path / "d", "--config", str(config)) as daemon:
+                target = daemon.mount(f"docker://{registry.address}/sample:1")
+                names = sorted(digests)
+                assert read_files(target, names[:2]) == {name: digests[name] for name in names[:2]}
+                asked = len(server.requests)
+                registry.revoke_logins()
+                assert read_files(target, names[2:]) == {name: digests[name] for name in names[2:]}
+                assert len(server.requests) == asked + 1
+                assert daemon.counters()["requests_failed"] == daemon.counters()["fetch_retries"] == 0
+
+
+def test_credentials_may_change_under_way(tmp_path: Path) -> None:
+    """A password is changed: readers wait until the login file has the new one."""
+    digests = make_files(tmp_path / "tree", 8, 150_000)
+    auth = htpasswd_auth(tmp_path, "user", "old")
+    with docker_registry(tmp_path / "registry", auth) as address:
+        config = tmp_path / "config.toml"
+        login = login_file(tmp_path, "user", "old", address)
+        config.write_text(f'[fetch]\nreadahead = "0"\n[registry]\nauth_file = "{login}"\n')
+        convert(tmp_path / "tree", f"docker://{address}/sample:1", config)
+        with Daemon(tmp_path / "d", "--config", str(config)) as daemon:
+            target = daemon.mount(f"docker://{address}/sample:1")
+            names = sorted(digests)
+            assert read_files(target, names[:2]) == {name: digests[name] for name in names[:2]}
+            time.sleep(1.1)  # the registry reads its file again when its time of change, in seconds, is another one
+            htpasswd_auth(tmp_path, "user", "new")
+            reader = start_cat(target / names[4])
+            while not daemon.counters()["fetch_retries"]:
+                time.sleep(0.05)
+            assert reader.poll() is None
+            assert "(401)" in str(daemon.command("status")["source_errors"])
+            login_file(tmp_path, "user", "new", address)
+            assert reader.communicate(timeout=60)[0].strip() == digests[names[4]]
+            assert read_files(target, names) == digests
+            assert daemon.counters()["requests_failed"] == 0
+
+
+def test_an_expired_certificate_is_named_and_its_successor_taken(tmp_path: Path) -> None:
+    digests = make_files(tmp_path / "tree", 8, 150_000)
+    good, expired = certificates(tmp_path / "tls")
+    config = tmp_path / "config.toml"
+    storage = tmp_path / "registry"
+    port = closed_port()
+    with docker_registry(storage) as address:
+        convert(tmp_path / "tree", f"docker://{address}/sample:1")
+    config.write_text(
+        f'[fetch]\nreadahead = "0"\n[registry.hosts."127.0.0.1:{port}"]\nca_file = "{tmp_path}/tls/ca.pem"\n'
+    )
+    with ExitStack() as daemons, ExitStack() as registries:
+        registries.enter_context(docker_registry(storage, tls=good, port=port))
+        daemon = daemons.enter_context(Daemon(tmp_path / "d", "--config", str(config)))
+        target = daemon.mount(f"docker://127.0.0.1:{port}/sample:1")
+        names = sorted(digests)
+        assert read_files(target, names[:1]) == {names[0]: digests[names[0]]}
+        registries.pop_all().close()
+        registries.enter_context(docker_registry(storage, tls=expired, port=port))
+        reader = start_cat(target / names[3])
+        while "certificate has expired" not in str(daemon.command("status")["source_errors"]):
+            time.sleep(0.1)
+        assert reader.poll() is None
+        registries.pop_all().close()
+        registries.enter_context(docker_registry(storage, tls=good, port=port))
+        assert reader.communicate(timeout=60)[0].strip() == digests[names[3]]
+        assert daemon.counters()["requests_failed"] == 0
+
+
+def read_files(target: Path, names: Iterable[str]) -> dict[str, str]:
+    return {name: start_cat(target / name).communicate(timeout=60)[0].strip() for name in names}
+
+
+def login_file(directory: Path, username: str, password: str, *hosts: str) -> Path:
+    file = directory / "login.json"
+    auth = base64.b64encode(f"{username}:{password}".encode()).decode()
+    fresh = directory / "login.new"
+    fresh.write_text(json.dumps({"auths": {host: {"auth": auth} for host in hosts}}))
+    fresh.rename(file)
+    return file

@@ -16,7 +16,7 @@ from erofs_builder.erofs.source import Source
 from erofs_builder.errors import ErofsError
 from erofs_builder.frames import FrameTable
 from erofs_builder.hot import crc32c_state
-from erofs_builder.model import Blob, Node
+from erofs_builder.model import Blob, Extent, Node
 from erofs_builder.payload import Form, device_tag
 
 _COMPAT_REQUIRED = on_disk.FEATURE_COMPAT_SB_CHKSUM
@@ -82,6 +82,10 @@ class Reader:
             if links[nid] != nlink:
                 raise ErofsError(f"inode {nid} has {links[nid]} names and says {nlink}")
         return root
+
+    def extents_at(self, nid: int) -> Sequence[Extent]:
+        """Where the bytes of the regular file with this nid lie; ErofsError if there is no such inode."""
+        return self._node(nid)[0].extents
 
     def _entries(self, inode: Inode, parent_nid: int) -> list[Entry]:
         entries = read_directory(self._source, self.superblock, inode)

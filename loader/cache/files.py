@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from erofs_builder.digest import Digest
@@ -12,6 +13,7 @@ from erofs_builder.frames import Frame, FrameTable
 from erofs_builder.payload import Form
 from loader.cache.layout import Layout, replace_file
 from loader.cache.ready import ReadyMap
+from loader.cache.sums import Sums
 from loader.cache.writer import Writer
 
 
@@ -23,12 +25,16 @@ class CacheFile:
     of a frame that was ready earlier means that it is gone.
     """
 
-    def __init__(self, key: str, form: Form, table: FrameTable, ready: ReadyMap, *, trusted: bool) -> None:
+    def __init__(
+        self, key: str, form: Form, table: FrameTable, ready: ReadyMap, *, trusted: bool,
+        sums: Sums | None = None,
+    ) -> None:  # fmt: skip
         self.key = key
         self.form = form
         self.table = table
         self.ready = ready
         self.trusted = trusted
+        self.sums = sums
         self.writer: Writer | None = None
         self.object: int | None = None
         self.completed = False  # the keeper was told
@@ -75,7 +81,15 @@ class CacheFile:
         writer.write(offset, data)
         if not self.trusted:
             self._written.add(frame.number)
+        if self.sums is not None:
+            self.sums.set(frame.number, data)
         self.ready.set(frame.number)
+
+    def forget(self, frames: Iterable[int]) -> None:
+        """These frames are not what they should be: they are to be fetched again."""
+        wrong = set(frames)
+        self._written -= wrong
+        self.ready.clear(wrong)
 
     def checkpoint(self) -> None:
         """Make what is ready survive a crash. (A cachefiles object is the kernel's to sync.)"""
@@ -109,7 +123,7 @@ def prepare_blob(layout: Layout, form: Form, table: FrameTable) -> Path:
     fd = os.open(data, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         if os.fstat(fd).st_size != size:  # new, or lost: the keeper fences a file by taking its length and name
-            for name in ("ready", "synced"):
+            for name in ("ready", "synced", "sums"):
                 (directory / name).unlink(missing_ok=True)
             os.ftruncate(fd, size)
     finally:

@@ -2,12 +2,14 @@
 
     ROOT/
       records/state.db             SQLite (WAL): images, their blobs, mounts, last use      state.py
+      images/HEX/image.json        the image's record, should the database be lost          records.py
       images/HEX/FORM.payload      metadata payload, whole and verified; what is mounted   images.py
       images/HEX/start, trace      lists of frames that a start reads                      starts.py
       blobs/FORM/HEX/table         its frame table (frames.py of the builder)               files.py
       blobs/FORM/HEX/data          sparse file: the blob in this form                       files.py
       blobs/FORM/HEX/ready         bitmap, one bit a frame: its bytes are in `data`         ready.py
       blobs/FORM/HEX/synced        the bitmap as of the last fdatasync of `data`            ready.py
+      blobs/FORM/HEX/sums          decoded: checksums of what was written                   sums.py
       objects/NAME/ready, synced   cachefiles: the same for the kernel's own cache files    ready.py
       cachefiles/                  belongs to the kernel while the cachefiles plane is on
       tmp/                         half-written files; emptied at start
@@ -53,6 +55,9 @@ class Layout:
 
     def start_list(self, manifest: Digest, name: str) -> Path:
         return self.root / "images" / manifest.hex / name
+
+    def record(self, manifest: Digest) -> Path:
+        return self.root / "images" / manifest.hex / "image.json"
 
     def blob(self, blob: Digest, form: Form) -> Path:
         return self.root / "blobs" / form.value / blob.hex

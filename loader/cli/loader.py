@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
+from erofs_builder.errors import IntegrityError
 from loader.cli.bars import progress_bars
 from loader.cli.common import human_size, json_option, percent, print_json, print_table, run
 from loader.cli.loader_client import Client
@@ -216,6 +217,29 @@ def gc(context: click.Context, dry_run: bool, everything: bool, as_json: bool) -
     else:
         verb = "would free" if dry_run else "freed"
         click.echo(f"{verb} {human_size(answer['freed_bytes'])} in {answer['blobs']} blobs")
+
+
+@cli.command()
+@location_options
+@json_option
+@click.pass_context
+def scrub(context: click.Context, as_json: bool) -> None:
+    """Check all cached data; what is damaged on disk is fetched again. Ends with 12 if anything was."""
+    reports = client(context).stream("/v1/scrub", {})
+    report: dict[str, Any] = {"total": 0, "checked": 0, "frames": 0, "damaged": 0, "skipped": []}
+    report = next(reports, report)
+    with progress_bars(quiet=as_json).task("scrub", report["total"]) as bar:
+        seen = 0
+        for report in itertools.chain([report], reports):  # noqa: B020 - the last one is wanted
+            bar.advance(report["checked"] - seen)
+            seen = report["checked"]
+    if as_json:
+        print_json(report)
+    else:
+        for entry in report["skipped"]:
+            click.echo(f"not checked: {entry}")
+        click.echo(f"{report['frames']} frames, {human_size(report['checked'])}; {report['damaged']} were damaged")
+    context.exit(IntegrityError.exit_code if report["damaged"] else 0)
 
 
 @cli.command()

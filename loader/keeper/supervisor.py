@@ -193,7 +193,8 @@ class Supervisor:
         """Leave nothing behind, but what a parked keeper holds."""
         self._selector.close()
         self._notify.close()
-        self._address.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a disk that cannot be written keeps the name
+            self._address.unlink(missing_ok=True)
         for end in self._wakeup:
             end.close()
         for fd in self._fds.values():

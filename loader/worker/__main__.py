@@ -18,6 +18,7 @@ from loader.config import SETTINGS_VARIABLE, Config, load_config
 from loader.keeper.protocol import CONTROL_FD_ENV, KEEPER_FD_ENV, Kind
 from loader.registry.config import load_registry_config
 from loader.worker.api import Api
+from loader.worker.complaints import open_kernel_log
 from loader.worker.confinement import confine
 from loader.worker.control import ControlServer
 from loader.worker.link import Link, Packet
@@ -39,6 +40,7 @@ def main() -> int:
     writable = Layout(config.root).writable()
     for directory in writable:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    kernel_log = open_kernel_log()
     confinement = confine(writable)
     leaving = threading.Event()
     _handle_signals(connection, leaving)
@@ -52,6 +54,8 @@ def main() -> int:
         registries = replace(registries, insecure=True)
     service = Service(config, registries, link, _plane(first, config), confinement)
     signal.signal(signal.SIGUSR1, lambda *_: threading.Thread(target=service.log_waiting, name="waiting").start())
+    if kernel_log is not None:
+        service.follow(kernel_log)
     server = ControlServer(listener, Api(service))
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, name="control", daemon=True).start()
     service.serve(itertools.chain([first], packets))

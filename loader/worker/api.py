@@ -9,6 +9,7 @@ from typing import Any
 
 from erofs_builder.frame_list import decode_frames
 from erofs_builder.payload import Form
+from loader.cache.records import write_record
 from loader.cache.state import ImageRecord, MountRecord
 from loader.errors import NotFoundError, UsageError
 from loader.worker.counters import NAMES
@@ -40,6 +41,7 @@ class Api:
         record = self._service.images.add(image, chosen)
         if pinned is not None:
             self._service.state.pin_image(record.digest, pinned)
+            write_record(self._service.layout, self._service.state, record.digest)
         document = self._image(self._service.images.find(str(record.digest))) | {"form": chosen.value}
         if self._service.plane == "cachefiles":
             document |= {"fsid": image_fsid(record.digest, chosen), "domain_id": self._service.config.domain}
@@ -96,6 +98,10 @@ class Api:
         """Remove cached data that no image needs; `everything`: also that of images that are not mounted."""
         collected = self._service.collector.collect(unreferenced_only=not everything, dry_run=dry_run)
         return {"blobs": collected.blobs, "freed_bytes": collected.freed, "dry_run": dry_run}
+
+    def scrub(self) -> Iterator[dict[str, Any]]:
+        """Check all cached data; what is damaged is fetched again."""
+        return self._service.scrubber.scrub()
 
     def stats(self) -> dict[str, Any]:
         """Counters since the worker started, and what the cache holds."""

@@ -48,6 +48,7 @@ _ROUTES: dict[tuple[str, str], tuple[_Handler, dict[str, type]]] = {
         lambda api, a: api.prefetch(**{"paths": [], **a}),
         {"image": str, "paths": list, "form": str},
     ),
+    ("POST", "/v1/scrub"): (lambda api, _: api.scrub(), {}),
     ("POST", "/v1/trace"): (lambda api, a: api.trace(**a), {"image": str}),
     ("POST", "/v1/gc"): (lambda api, a: api.gc(**a), {"dry_run": bool, "everything": bool}),
     ("POST", "/v1/stop"): (lambda api, a: api.stop(**a), {"mode": str}),

@@ -22,6 +22,7 @@ NAMES = {
     "frames_background": "frames fetched by a prefetch",
     "written_bytes": "bytes written into cache files",
     "corrupt_frames": "frames whose bytes were not what their digest says; never written",
+    "damaged_frames": "frames that were damaged on disk, by the kernel's word or by `scrub`",
     "source_errors": "failed range requests, all kinds",
     "write_errors": "failed writes into cache files",
     "evicted_bytes": "bytes removed from the cache",

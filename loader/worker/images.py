@@ -18,6 +18,7 @@ from erofs_builder.payload import ALIGNMENT, Form, Payload, decode_payload, devi
 from loader.artifact import PAYLOAD_SIZE_ANNOTATION, START_ANNOTATION, Artifact
 from loader.cache.files import store_table
 from loader.cache.layout import Layout, replace_file
+from loader.cache.records import write_record
 from loader.cache.state import ImageRecord, State
 from loader.convert.load import decompress
 from loader.errors import BusyError, NotFoundError, RegistryError, UsageError
@@ -123,6 +124,7 @@ class Images:
         )
         with self._adding:
             self._state.add_image(record, form, sha256)
+            write_record(self._layout, self._state, record.digest)
             self.reload()
         return record
 

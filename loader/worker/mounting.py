@@ -233,6 +233,24 @@ class Mounting:
         self._objects.close(number)
         return 1
 
+    def adopt(self, held: list[Any]) -> None:
+        """Record what the keeper has mounted and our records do not know: they were lost."""
+        known = {record.target for record in self._state.mounts()}
+        for entry in held:
+            target = str(entry["target"])
+            if target in known or not is_mounted(target):
+                continue
+            fsid = str(entry.get("fsid") or "") or None
+            place = Path(str(entry["source"]))  # images/HEX/FORM.payload
+            name = fsid.partition(".")[0] if fsid else f"{place.parent.name}-{place.stem}"
+            hexadecimal, _, form = name.partition("-")
+            image = self._state.find_id(hexadecimal)
+            if image is None or form not in (item.value for item in Form):
+                log.error("what is mounted on %s is not known: %s", target, name)
+                continue
+            self._state.add_mount(MountRecord(target, image, Form(form), self.plane, fsid, time.time(), self._boot))
+            log.warning("recorded the mount of %s on %s again", image, target)
+
     def recover(self, fenced: list[Any]) -> None:
         """After a start: forget mounts that are gone, make those of before a reboot again."""
         for record in self._state.mounts():

@@ -17,6 +17,7 @@ from erofs_builder.payload import Form, device_tag
 from loader.cache.files import CacheFile, load_table
 from loader.cache.layout import Layout
 from loader.cache.ready import ReadyMap
+from loader.cache.sums import Sums
 from loader.cache.writer import BufferedWriter, DirectWriter, Writer
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,8 @@ class Objects:
             if file is None:
                 table = load_table(self._layout, form, blob)
                 ready = ReadyMap(self._layout.blob(blob, form), len(table), self._layout.tmp)
-                file = CacheFile(key, form, table, ready, trusted=True)
+                sums = Sums(self._layout.blob(blob, form), len(table)) if form is Form.DECODED else None
+                file = CacheFile(key, form, table, ready, trusted=True, sums=sums)
         except BaseException:
             writer.close()
             raise

@@ -33,5 +33,5 @@ def prove(file: CacheFile) -> bool:
             if Digest.of(os.pread(fd, frame.encoded_size, frame.encoded_offset)).raw != frame.digest
         ]
     log.error("%s is complete, but not the blob: %d frames are damaged and will be fetched again", file, len(wrong))
-    file.ready.clear(wrong)
+    file.forget(wrong)
     return False

@@ -16,7 +16,7 @@ from erofs_builder.payload import Form, Payload
 from loader.cache.claims import FlightTable
 from loader.cache.files import CacheFile
 from loader.cache.layout import Layout
-from loader.cache.state import State
+from loader.cache.records import open_state
 from loader.config import Config
 from loader.errors import LoaderError
 from loader.keeper.protocol import Kind, Request
@@ -24,6 +24,7 @@ from loader.registry.base import ImageSource
 from loader.registry.config import RegistryConfig
 from loader.registry.open import open_image
 from loader.worker.collector import Collector
+from loader.worker.complaints import Complaints
 from loader.worker.confinement import Confinement
 from loader.worker.counters import Counters
 from loader.worker.fetcher import Fetcher
@@ -37,6 +38,7 @@ from loader.worker.outages import Outages
 from loader.worker.proof import prove
 from loader.worker.readahead import ReadAhead
 from loader.worker.readpath import ReadPath
+from loader.worker.scrub import Scrubber
 from loader.worker.sources import Sources
 from loader.worker.starts import Starts
 
@@ -60,7 +62,7 @@ class Service:
         self.started = time.time()
         self.layout = Layout(config.root)
         self.layout.prepare()
-        self.state = State(self.layout.database)
+        self.state = open_state(self.layout)
         self.counters = Counters()
         self.link = link
         self.link_estimate = LinkEstimate()
@@ -97,6 +99,9 @@ class Service:
             self.outages,
             self.fetcher.why,
         )
+        self.scrubber = Scrubber(
+            self.layout, self.state, self.objects, self.mounting, self.flights, link, self.counters
+        )
         self.generation = 0
         self.fenced: list[Any] = []
         self._stopped = threading.Event()
@@ -115,6 +120,10 @@ class Service:
     def form(self) -> Form:
         """The form of new mounts that do not name one."""
         return Form.ENCODED if self.config.form == "auto" else Form(self.config.form)
+
+    def follow(self, kernel_log: int) -> None:
+        """Heed what the kernel says about cached bytes."""
+        Complaints(kernel_log, self.state, self.images, self.objects, self.scrubber.check).start()
 
     def serve(self, packets: Iterator[Packet]) -> None:
         """Handle the keeper's packets until it hangs up. Nothing in here waits for the network or a CALL."""
@@ -140,7 +149,7 @@ class Service:
         elif kind is Kind.READY:
             self.generation = int(body.get("generation", 0))
             self.fenced = list(body.get("fenced") or ())
-            self.executor.submit(self._recover)
+            self.executor.submit(self._recover, list(body.get("mounts") or ()))
         else:
             log.error("unexpected packet %s", kind.name)
             if fd is not None:
@@ -157,8 +166,9 @@ class Service:
         self.objects.close(number)
         self.flights.forget(file)
 
-    def _recover(self) -> None:
+    def _recover(self, held: list[Any]) -> None:
         try:
+            self.mounting.adopt(held)
             self.mounting.recover(self.fenced)
         except Exception:
             log.exception("the mounts on record could not be checked")

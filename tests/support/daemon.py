@@ -79,18 +79,20 @@ def start_cat(file: Path) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-S", "-c", CAT, str(file)], stdout=subprocess.PIPE, text=True)
 
 
-def convert(source: Path, target: str) -> None:
+def convert(source: Path, target: str, config: Path | None = None) -> None:
     """Publish the artifact of a directory tree."""
-    subprocess.run([*BUILDER, "convert", f"rootfs:{source}", target], check=True, cwd=REPOSITORY, capture_output=True)
+    environment = os.environ | ({"EROFS_LOADER_CONFIG": str(config)} if config else {})
+    command = [*BUILDER, "convert", f"rootfs:{source}", target]
+    subprocess.run(command, check=True, cwd=REPOSITORY, capture_output=True, env=environment)
 
 
 class Daemon:
     """`erofs-loader serve` with its state below `directory`, until the end of the `with` block."""
 
-    def __init__(self, directory: Path, *options: str) -> None:
+    def __init__(self, directory: Path, *options: str, root: Path | None = None) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
-        self.root, self.socket, self.log = directory / "root", directory / "s.sock", directory / "serve.log"
+        self.root, self.socket, self.log = root or directory / "root", directory / "s.sock", directory / "serve.log"
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
 

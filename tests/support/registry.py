@@ -21,12 +21,41 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def certificates(directory: Path) -> tuple[tuple[Path, Path], tuple[Path, Path]]:
+    """Two servers' certificates, each with its key, of one CA (ca.pem): a good one, and one that has expired."""
+    directory.mkdir(parents=True, exist_ok=True)
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=directory)
+
+    openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=ca",
+            "-keyout", "ca.key", "-out", "ca.pem")  # fmt: skip
+    (directory / "ca.conf").write_text(
+        "[ca]\ndefault_ca=d\n[d]\ndatabase=index\nserial=serial\nnew_certs_dir=.\ndefault_md=sha256\npolicy=p\n"
+        "unique_subject=no\ncopy_extensions=copy\n[p]\ncommonName=supplied\n"
+    )
+    (directory / "index").touch()
+    (directory / "serial").write_text("01\n")
+    made = []
+    for name, end in (("good", "20990101000000Z"), ("old", "20210101000000Z")):
+        openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}", "-addext",
+                "subjectAltName=IP:127.0.0.1", "-keyout", f"{name}.key", "-out", f"{name}.csr")  # fmt: skip
+        valid = ("-startdate", "20200101000000Z", "-enddate", end)
+        openssl("ca", "-batch", "-config", "ca.conf", "-cert", "ca.pem", "-keyfile", "ca.key", *valid,
+                "-in", f"{name}.csr", "-out", f"{name}.pem", "-notext")  # fmt: skip
+        made.append((directory / f"{name}.pem", directory / f"{name}.key"))
+    return made[0], made[1]
+
+
 @contextmanager
 def docker_registry(
-    directory: Path, auth: dict[str, Any] | None = None, tls: tuple[Path, Path] | None = None
+    directory: Path,
+    auth: dict[str, Any] | None = None,
+    tls: tuple[Path, Path] | None = None,
+    port: int | None = None,
 ) -> Iterator[str]:
     """Serve `directory`/storage; yields host:port. `auth` is its own auth section, `tls` certificate and key."""
-    port = free_port()
+    port = port or free_port()
     directory.mkdir(parents=True, exist_ok=True)
     http: dict[str, Any] = {"addr": f"127.0.0.1:{port}", "secret": "test"}
     if tls:

@@ -1,0 +1,146 @@
+"""Whether what lies in the cache is still what was written; what is not is fetched again.
+
+Encoded frames are held against the digests of their table, decoded ones against the checksums that were kept when they
+were written (sums.py). An open file is marked before anything of it counts as missing, so that its readers wait.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from erofs_builder.digest import Digest
+from erofs_builder.errors import FormatError
+from erofs_builder.payload import Form
+from loader.cache.claims import FlightTable, Priority, Waiter
+from loader.cache.files import CacheFile, load_table
+from loader.cache.layout import Layout
+from loader.cache.ready import ReadyMap
+from loader.cache.state import State
+from loader.cache.sums import Sums
+from loader.cache.usage import measure
+from loader.errors import LoaderError
+from loader.worker.counters import Counters
+from loader.worker.link import Link
+from loader.worker.mounting import Mounting
+from loader.worker.objects import Objects
+
+log = logging.getLogger(__name__)
+
+INTERVAL = 0.5  # seconds between two reports
+REPAIR_TIME = 600.0  # seconds for which a damaged frame is tried to be fetched without a reader
+
+
+class Scrubber:
+    """Checks and repairs. Thread-safe: a frame that two find damaged is fetched once."""
+
+    def __init__(
+        self, layout: Layout, state: State, objects: Objects, mounting: Mounting, flights: FlightTable,
+        link: Link, counters: Counters,
+    ) -> None:  # fmt: skip
+        self._layout, self._state, self._objects, self._mounting = layout, state, objects, mounting
+        self._flights, self._link, self._counters = flights, link, counters
+
+    def scrub(self) -> Iterator[dict[str, Any]]:
+        """Check all of the cache; reports bytes and frames checked and damaged frames found, at last `finished`."""
+        usage = measure(self._layout, self._state)
+        report: dict[str, Any] = {"total": sum(item.allocated for item in usage), "checked": 0, "frames": 0}
+        report |= {"damaged": 0, "skipped": [], "finished": False}
+        said = 0.0
+        for item in usage:
+            for checked, damaged in self._blob(item.form, item.blob, report["skipped"]):
+                report["checked"] += checked
+                report["frames"] += 1
+                report["damaged"] += damaged
+                if time.monotonic() - said > INTERVAL:
+                    said = time.monotonic()
+                    yield dict(report)
+        yield report | {"finished": True}
+
+    def check(self, file: CacheFile, frames: Iterable[int]) -> int:
+        """Check some frames of an open file, repair what is wrong; how many there were."""
+        if file.writer is None:
+            return 0
+        if not file.trusted:  # cachefiles lets nobody read through its descriptor
+            wrong = [frame for frame in frames if file.ready[frame]]
+        else:
+            with file.writer.descriptor() as fd:
+                wrong = [frame for frame in frames if file.ready[frame] and not _intact(file, fd, frame)]
+        if wrong:
+            self._repair(file, wrong)
+        return len(wrong)
+
+    def _blob(self, form: Form, blob: Digest, skipped: list[str]) -> Iterator[tuple[int, int]]:
+        """Each ready frame of a blob: its size, and 1 if it was damaged."""
+        file = self._objects.file(form, blob)
+        try:
+            if file is not None:
+                for frame in [frame for frame in range(len(file.table)) if file.ready[frame]]:
+                    yield file.place(file.table[frame])[1], self.check(file, [frame])
+            else:
+                yield from self._closed_blob(form, blob)
+        except (OSError, FormatError) as error:
+            log.error("cannot check %s/%s: %s", form.value, blob.hex, error)
+            skipped.append(f"{form.value}/{blob.hex}: {error}")
+
+    def _closed_blob(self, form: Form, blob: Digest) -> Iterator[tuple[int, int]]:
+        table = load_table(self._layout, form, blob)
+        directory = self._layout.blob(blob, form)
+        fd = os.open(directory / "data", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        ready = ReadyMap(directory, len(table), self._layout.tmp)
+        sums = Sums(directory, len(table)) if form is Form.DECODED else None
+        file = CacheFile(f"{form.value}/{blob.hex}", form, table, ready, trusted=True, sums=sums)
+        try:
+            for frame in [frame for frame in range(len(table)) if ready[frame]]:
+                with self._mounting.exclusive():
+                    if self._objects.file(form, blob) is not None:
+                        return  # opened meanwhile: its bits are another map's now
+                    wrong = not _intact(file, fd, frame)
+                    if wrong:
+                        self._found(file, [frame])
+                        ready.clear([frame])
+                yield file.place(table[frame])[1], int(wrong)
+        finally:
+            os.close(fd)
+            ready.close()
+            if sums is not None:
+                sums.close()
+
+    def _repair(self, file: CacheFile, wrong: list[int]) -> None:
+        self._found(file, wrong)
+        try:
+            if file.trusted and file.completed and file.object is not None:
+                self._link.call("mark", object=file.object)
+                file.completed = False
+        except (LoaderError, OSError) as error:
+            log.error("cannot mark %s again: %s", file, error)  # its readers get errors until the frame is there
+        file.forget(wrong)
+        waiter = Waiter(lambda error: self._repaired(file, wrong, error), time.monotonic() + REPAIR_TIME)
+        self._flights.want(file, wrong, Priority.AHEAD, waiter)
+
+    def _found(self, file: CacheFile, wrong: list[int]) -> None:
+        self._counters.add("damaged_frames", len(wrong))
+        log.error("%s: frames %s are damaged on disk and will be fetched again", file, wrong[:20])
+
+    def _repaired(self, file: CacheFile, wrong: list[int], error: int) -> None:
+        if error:
+            log.error("%s: the damaged frames could not be fetched: %s", file, os.strerror(error))
+        else:
+            log.warning("%s: %d damaged frames are repaired", file, len(wrong))
+
+
+def _intact(file: CacheFile, fd: int, number: int) -> bool:
+    frame = file.table[number]
+    offset, size = file.place(frame)
+    os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)  # look at the disk, where memory does not hold it dirty
+    try:
+        data = os.pread(fd, size, offset)
+    except OSError as error:
+        log.error("%s: frame %d: %s", file, number, error)
+        return False
+    if file.decoded:
+        return file.sums is not None and file.sums.fits(number, data)
+    return Digest.of(data).raw == frame.digest
