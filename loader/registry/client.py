@@ -26,7 +26,7 @@ from loader.registry.transport import HttpResponse, PooledTransport, Transport
 
 T = TypeVar("T")
 _REST_SECONDS = 30.0  # how long a mirror that failed is asked last
-_LACK_SECONDS = 300.0  # how long a mirror that lacks a blob is asked last for it
+_LACK_SECONDS = 300.0  # how long a mirror that lacks a blob is asked last for it, and a registry not for its API
 _MAX_MANIFESTS = 64
 _MAX_PAGES = 100
 
@@ -215,12 +215,15 @@ def _read_document(response: HttpResponse, what: str) -> bytes:
 
 
 def _referrers_at(endpoint: Endpoint, subject: Digest, artifact_type: str) -> list[Descriptor]:
+    if endpoint.lacks_referrers_until > time.monotonic():
+        return _fallback_referrers(endpoint, subject)
     path = f"referrers/{subject}?{urlencode([('artifactType', artifact_type)])}"
     found: list[Descriptor] = []
     for _ in range(_MAX_PAGES):
         response = endpoint.send("GET", path, {"Accept": INDEX_TYPE})
         if response.status in (400, 404, 405, 501) and not found:
             response.close()
+            endpoint.lacks_referrers_until = time.monotonic() + _LACK_SECONDS
             return _fallback_referrers(endpoint, subject)
         if response.status != 200:
             raise error_of(response, f"{endpoint}: referrers of {subject}")

@@ -57,6 +57,7 @@ class Endpoint:
         self._scheme = scheme or (None if self.settings.insecure else "https")
         self._scheme_lock = threading.Lock()
         self._auth = Authenticator(transport, host, repository, keychain, self.settings.insecure)
+        self.lacks_referrers_until = 0.0  # monotonic: it said that it has no referrers API
         self._locations: OrderedDict[Digest, tuple[str, float]] = OrderedDict()
 
     def __str__(self) -> str:

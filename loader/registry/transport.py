@@ -13,7 +13,7 @@ import ssl
 import threading
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import InvalidURL
 from typing import TYPE_CHECKING, Protocol
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 USER_AGENT = "erofs-ondemand/0.1"
 # Who runs with --insecure knows; once a request would be noise.
 urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+_SHORT = 16384  # bytes of a body that are rather read than its connection closed
 _POOL_SIZE = 64  # kept connections per host: as many as readers may wait at once
 
 
@@ -209,7 +210,11 @@ class _PooledResponse:
             return self._raw.read(amount)
 
     def close(self) -> None:
-        # A body that was read whole has given its connection back already; any other connection is of no more use.
+        # A body that was read whole has given its connection back already. What is left of a short one (an error's) is
+        # read, for a new connection takes longer; any other connection is of no more use.
+        if (length := self._raw.headers.get("Content-Length", "")).isdecimal() and int(length) <= _SHORT:
+            with suppress(HTTPError, OSError):
+                self._raw.drain_conn()
         self._raw.close()
         self._raw.release_conn()
 

@@ -122,6 +122,9 @@ class Fetcher:
         try:
             self._write(flight, frame, data)
         except OSError as error:
+            if flight.file.writer is None:  # closed meanwhile, and nobody is left who waits
+                self._flights.fail([flight], errno.EIO)
+                return
             self._counters.add("write_errors")
             self.last_errors[str(flight.file)] = f"cannot write frame {frame.number}: {error}"
             log.error("cannot write frame %d of %s: %s", frame.number, flight.file, error)
