@@ -1,7 +1,8 @@
 """What an image's tree says about which frames are read together. Hints only: they decide what is fetched, never what
 is right.
 
-A *group* is the run of frames that hold one large file. A frame's *companions* hold the sources of the byte code that
+A *group* is the run of frames that hold one large file. A *package* is the frames that hold one directory's modules: a
+program that imports some of them mostly imports them all. A frame's *companions* hold the sources of the byte code that
 it holds: a Python that checks byte code by its source's hash reads both. Both forms have the same frames and hints.
 """
 
@@ -17,6 +18,8 @@ from erofs_builder.payload import Payload
 
 MAX_INODES = 200_000  # above this, walking the tree costs more than the hints save
 MAX_COMPANIONS = 3
+MAX_PACKAGE = 16  # frames; of a larger directory (a standard library) little is needed
+_MODULES = (b".pyc", b".js", b".mjs", b".cjs", b".rb", b".pm", b".lua", b".beam")
 _CACHE = b"__pycache__"
 
 
@@ -26,6 +29,7 @@ class Hints:
 
     groups: dict[int, range] = field(default_factory=dict)
     companions: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    packages: dict[int, tuple[tuple[int, ...], ...]] = field(default_factory=dict)  # the packages with files in a frame
 
 
 NO_HINTS = Hints()
@@ -48,6 +52,7 @@ def hints_of(payload: Payload) -> dict[Digest, Hints]:
         stack.extend(child for child in children.values() if child.is_dir)
         for child in children.values():
             _add_group(hints, child)
+        _add_package(hints, children)
         if (cache := children.get(_CACHE)) is not None and cache.children:
             _add_companions(hints, cache.children, children)
     return hints
@@ -65,6 +70,20 @@ def _add_group(hints: dict[Digest, Hints], node: Node) -> None:
     group = range(first, first + len(extents))
     if extents[0].blob is not None and [extent.frame for extent in extents] == list(group):
         hints[extents[0].blob.digest].groups.update(dict.fromkeys(group, group))
+
+
+def _add_package(hints: dict[Digest, Hints], children: dict[bytes, Node]) -> None:
+    frames: dict[Digest, dict[int, None]] = {}
+    for name, node in children.items():
+        if name.endswith(_MODULES):
+            for extent in _data(node):
+                if extent.blob is not None:
+                    frames.setdefault(extent.blob.digest, {})[extent.frame] = None
+    for blob, found in frames.items():
+        if 1 < len(found) <= MAX_PACKAGE:
+            packages = hints[blob].packages
+            for frame in found:
+                packages[frame] = (*packages.get(frame, ()), tuple(found))
 
 
 def _add_companions(hints: dict[Digest, Hints], compiled: dict[bytes, Node], sources: dict[bytes, Node]) -> None:

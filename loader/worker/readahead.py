@@ -4,6 +4,7 @@ A byte that is fetched in vain costs as much as one that is needed, so each way 
 of its guesses, also of those that were not followed, and is followed only while most of them come true:
 
     whole      a file of a few frames is read at all: all of it
+    package    two frames of a directory of modules are read: the rest of it
     near       a second READ close to another one in a large file: the frames on both sides
     companion  byte code is read: its source
     stream     READs follow each other: the next frames, ever more, as far as the link needs to stay busy
@@ -88,6 +89,7 @@ class ReadAhead:
         self._hints: dict[bytes, Hints] = {}
         self._judges = {
             "whole": Judge(8, 0),
+            "package": Judge(8, 0),
             "near": Judge(8, 0),
             "stream": Judge(8, 0),
             "companion": Judge(0, 1),  # most Pythons do not read sources: only once it was seen here
@@ -126,6 +128,7 @@ class ReadAhead:
             chosen: dict[int, None] = {}
             guesses = {
                 "whole": self._whole(file, frames, hints),
+                "package": self._package(frames, hints, read),
                 "near": self._near(frames, hints, read),
                 "companion": [other for frame in frames for other in hints.companions.get(frame, ())],
                 "stream": self._stream(file, frames, hints),
@@ -151,6 +154,14 @@ class ReadAhead:
             last = table[group.stop - 1]
             if last.encoded_offset + last.encoded_size - table[group.start].encoded_offset <= WHOLE_LIMIT:
                 guessed += [*range(frame + 1, group.stop), *range(group.start, frame)]
+        return guessed
+
+    def _package(self, frames: range, hints: Hints, read: Container[int]) -> list[int]:
+        guessed: list[int] = []
+        for frame in frames:
+            for package in hints.packages.get(frame, ()):
+                if any(other in read for other in package if other not in frames):
+                    guessed += [other for other in package if other != frame]
         return guessed
 
     def _near(self, frames: range, hints: Hints, read: Container[int]) -> list[int]:
