@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import logging
 import os
 import threading
@@ -128,6 +129,7 @@ class Service:
     def serve(self, packets: Iterator[Packet]) -> None:
         """Handle the keeper's packets until it hangs up. Nothing in here waits for the network or a CALL."""
         self.fetcher.start(self.config.connections)
+        self.executor.submit(importlib.import_module, "loader.registry.session")  # or the first mount waits for it
         threading.Thread(target=self._expire, name="expire", daemon=True).start()
         threading.Thread(target=self._housekeep, name="housekeep", daemon=True).start()
         for kind, body, fd in packets:
