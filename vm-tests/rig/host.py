@@ -114,8 +114,8 @@ def scenarios() -> dict[str, ModuleType]:
 
 
 def fits(scenario: ModuleType, cell: Cell) -> bool:
-    """Whether the scenario says that it is for such a cell (`PLANES` and `FORMS`; all if not said)."""
-    planes = getattr(scenario, "PLANES", (cell.plane,))
+    """Whether the scenario says that it is for such a cell (`PLANES`, by default both, and `FORMS`)."""
+    planes = getattr(scenario, "PLANES", ("cachefiles", "fanotify"))
     forms = getattr(scenario, "FORMS", (cell.form,))
     return cell.plane in planes and cell.form in forms
 

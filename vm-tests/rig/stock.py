@@ -15,6 +15,7 @@ from rig.apt import Apt
 
 MODULES = (
     "erofs",
+    "cachefiles",
     "overlay",
     "loop",
     "virtio_blk",
@@ -28,9 +29,12 @@ MODULES = (
 
 
 def unpack(apt: Apt, package: str, version: str, work: Path, result: Path) -> None:
-    """Fill the cache entry `result` from the packages linux-binary-R, linux-modules-R and linux-base-R."""
-    release = package.removeprefix("linux-binary-")
-    for name in (package, f"linux-modules-{release}", f"linux-base-{release}"):
+    """Fill the cache entry `result` from linux-image-R, or from linux-binary-R, linux-modules-R and linux-base-R."""
+    names = [package]
+    if package.startswith("linux-binary-"):
+        release = package.removeprefix("linux-binary-")
+        names += [f"linux-modules-{release}", f"linux-base-{release}"]
+    for name in names:
         deb = apt.download(name, version, work)
         subprocess.run(["dpkg-deb", "-x", str(deb), str(work / "root")], check=True)
         deb.unlink()

@@ -1,5 +1,6 @@
 """Boot, see the disk and the host, power off."""
 
+PLANES = ("cachefiles", "fanotify", "none")
 BOOTS = ("look", "again")
 
 
