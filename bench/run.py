@@ -13,13 +13,14 @@ import platform
 from collections.abc import Callable
 from dataclasses import asdict
 
-from bench import building, starting
+from bench import building, starting, updating
 from bench.measure import HEADER, Row
 from bench.table import render
 
 GROUPS: dict[tuple[str, ...], Callable[[int], list[Row]]] = {
     ("R1", "R2"): starting.rows,
     ("R5", "R6"): building.rows,
+    ("R7",): updating.rows,
 }
 
 
