@@ -27,7 +27,8 @@ FIRST_WINDOW = 16 << 10  # bytes ahead of a new stream: one frame, mostly
 LEAST_LIMIT = 64 << 10  # bytes that any stream may grow to
 WHOLE_LIMIT = 1 << 20  # encoded bytes of a file that is fetched whole
 NEAR = 8  # frames on either side that count as close
-STREAM_START = 3  # READs in a row, outside of a known file, that make a stream
+DENSE = 4  # of these read, two frames on either side are expected instead of one
+STREAM_START = 5  # READs in a row, outside of a known file, that make a stream
 MEMORY = 256  # READs after which a guess that has not come true was wrong
 FOLLOWED = 0.65  # share of guesses that must come true
 
@@ -171,8 +172,9 @@ class ReadAhead:
             if group is None:
                 continue
             close = range(max(group.start, frame - NEAR), min(group.stop, frame + NEAR + 1))
-            if any(other in read for other in close if other not in frames):
-                guessed += [other for other in (frame + 1, frame - 1) if other in group]
+            count = sum(other in read for other in close if other not in frames)
+            for step in range(1, 1 + (count > 0) + (count >= DENSE)):
+                guessed += [other for other in (frame + step, frame - step) if other in group]
         return guessed
 
     def _stream(self, file: CacheFile, frames: range, hints: Hints) -> range:
