@@ -18,7 +18,7 @@ from bench.measure import HEADER, Row
 from bench.table import render
 
 GROUPS: dict[tuple[str, ...], Callable[[int], list[Row]]] = {
-    ("R1", "R2"): starting.rows,
+    ("R1", "R2", "R3"): starting.rows,
     ("R5", "R6"): building.rows,
     ("R7",): updating.rows,
 }

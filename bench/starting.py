@@ -1,4 +1,7 @@
-"""R1 and R2: bytes and seconds until the application's first output, over a slow link, nothing cached."""
+"""R1, R2, R3: bytes and seconds until the application's first output, over a link, nothing cached, with a trace and without.
+
+The trace is of one start from the same image in a repository of its own, published as `erofs-loader trace` does it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from typing import NamedTuple
 from bench.demo import compressed_size, full_pull, lazy_start, run
 from bench.link import Link
 from bench.measure import Row, Sample
-from bench.node import BUILDER, drop_caches
+from bench.node import BUILDER, Node, drop_caches
 from bench.peers import (
     MissingPeer,
     Nydus3Image,
@@ -29,6 +32,8 @@ from tests.images.layout import push
 from tests.support.registry import docker_registry
 
 RATE, RTT = 3e6, 0.02
+TRACE_LINKS = (("25 Mbit/s, 20 ms", 25e6 / 8, 0.02, 2), ("1 Gbit/s, 1 ms", 1e9 / 8, 0.001, 1))  # R3, with its goals
+PLAIN, TRACED = "debian:12", "traced/debian:12"
 
 
 def rows(runs: int) -> list[Row]:
@@ -37,12 +42,46 @@ def rows(runs: int) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="erofs-bench-") as name:
         scratch = Path(name)
         with docker_registry(scratch / "registry") as registry:
-            push(layout, f"{registry}/debian:12")
-            run(BUILDER, "convert", "--insecure", f"docker://{registry}/debian:12", f"docker://{registry}/debian:erofs")
+            for name in (PLAIN, TRACED):
+                push(layout, f"{registry}/{name}")
+                run(
+                    BUILDER, "convert", "--insecure", f"docker://{registry}/{name}", f"docker://{registry}/{name}-erofs"
+                )
+            _publish_trace(scratch / "tracing", f"docker://{registry}/{TRACED}")
             peers, notes = _prepare_peers(scratch, registry, layout)
             with Link(registry, RATE, RTT) as link:
                 samples = _measure(runs, link, scratch, peers)
-    return _rows(samples, {name: peer.title for name, peer in peers.items()}, notes, compressed_size(layout))
+            trace_rows = [_trace_row(runs, registry, scratch, *link_and_goal) for link_and_goal in TRACE_LINKS]
+    titles = {name: peer.title for name, peer in peers.items()}
+    return [*_rows(samples, titles, notes, compressed_size(layout)), *trace_rows]
+
+
+def _publish_trace(scratch: Path, image: str) -> None:
+    """Start the application once, and publish what that read."""
+    with Node(scratch, "--insecure") as node:
+        drop_caches()
+        node.mount(image, scratch / "mnt")
+        try:
+            start_application(scratch / "mnt")
+            node.run("trace", "--insecure", image)
+        finally:
+            node.umount(scratch / "mnt")
+
+
+def _trace_row(runs: int, registry: str, scratch: Path, name: str, rate: float, rtt: float, goal: float) -> Row:
+    """R3: the start without a trace / with it, in pairs."""
+    samples = {PLAIN: Sample(), TRACED: Sample()}
+    with Link(registry, rate, rtt) as link:
+        for number in range(runs):
+            for image, sample in samples.items():
+                place = scratch / f"trace-{number}"
+                sample.add(lazy_start(link, place, image, "--insecure").output)
+                shutil.rmtree(place)
+    plain, traced = samples[PLAIN], samples[TRACED]
+    ratio = Sample([one / other for one, other in zip(plain.values, traced.values, strict=True)])
+    return Row("R3", f"start without / with a trace, {name}", traced.text("s"), f"without {plain.text('s')}",
+               ratio.median, goal, larger=True, unit="×",
+               samples={"with": traced.values, "without": plain.values})  # fmt: skip
 
 
 class _Peer(NamedTuple):
@@ -90,13 +129,15 @@ def _peer_start(link: Link, peer: _Peer, directory: Path) -> tuple[float, int]:
 
 def _measure(runs: int, link: Link, scratch: Path, peers: dict[str, _Peer]) -> dict[str, tuple[Sample, Sample]]:
     """Seconds and bytes of each way, in turn, `runs` times."""
-    samples = {name: (Sample(), Sample()) for name in ("full", "ours", *peers)}
+    samples = {name: (Sample(), Sample()) for name in ("full", "ours", "traced", *peers)}
     for number in range(runs):
         place = scratch / f"run{number}"
         place.mkdir()
-        full = full_pull(link, place / "full", "debian:12")
-        ours = lazy_start(link, place / "ours", "debian:12", "--insecure")
-        results = {"full": (full.output, full.fetched), "ours": (ours.output, ours.fetched)}
+        full = full_pull(link, place / "full", PLAIN)
+        ours = lazy_start(link, place / "ours", PLAIN, "--insecure")
+        traced = lazy_start(link, place / "traced", TRACED, "--insecure")
+        ways = {"full": full, "ours": ours, "traced": traced}
+        results = {name: (way.output, way.fetched) for name, way in ways.items()}
         results |= {name: _peer_start(link, peer, place / name) for name, peer in peers.items()}
         for name, (seconds, fetched) in results.items():
             samples[name][0].add(seconds)
@@ -124,4 +165,8 @@ def _rows(
             "; ".join([*bytes_of_peers, *notes]), share["ours"].median, 8.5, larger=False, unit=" %", samples=raw),
         Row("R2", f"full pull ({full:.1f} s) / lazy start", seconds["ours"].text("s"),
             "; ".join([*time_of_peers, *notes]), full / seconds["ours"].median, 9, larger=True, unit="×", samples=raw),
+        Row("R1", "the same with a trace, image not rebuilt", share["traced"].text("%"),
+            "", share["traced"].median, 7.5, larger=False, unit=" %"),
+        Row("R2", "the same with a trace", seconds["traced"].text("s"),
+            "", full / seconds["traced"].median, 12, larger=True, unit="×"),
     ]  # fmt: skip
