@@ -1,4 +1,4 @@
-"""R1, R2, R3: bytes and seconds until the application's first output, over a link, nothing cached, with a trace and without.
+"""R1, R2, R3: bytes and seconds until the first output over a link, nothing cached, without and with a trace.
 
 The trace is of one start from the same image in a repository of its own, published as `erofs-loader trace` does it.
 """
