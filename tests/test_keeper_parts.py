@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from hypothesis import given
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 
 from loader.errors import BusyError
 from loader.keeper import supervisor
+from loader.keeper.calls import Calls
 from loader.keeper.config import KeeperConfig
 from loader.keeper.fdstore import FdStore, apply, listen_fds, parse_fields, receive_with_fds, to_environment
 from loader.keeper.journal import CAPACITY, Entry, Journal
@@ -33,7 +36,19 @@ from loader.keeper.protocol import (
 from loader.keeper.requests import RequestTable
 from loader.keeper.state import MountRecord, State
 
+if TYPE_CHECKING:
+    from loader.keeper.keeper import Keeper
+
 # Packets
+
+
+def test_a_thousand_mounts_with_long_paths_fit_into_packets() -> None:
+    targets = [f"/{number}".ljust(4000, "x") for number in range(1000)]
+    mounts = {target: MountRecord(target, "fanotify", target) for target in targets}
+    keeper = SimpleNamespace(state=SimpleNamespace(mounts=mounts, fenced=[{"target": "/gone", "reason": "why"}]))
+    packets = [unpack(pack_json(Kind.HELD, part)) for part in Calls(cast("Keeper", keeper)).held()]
+    assert [mount["target"] for _, body in packets for mount in cast("dict[str, Any]", body)["mounts"]] == targets
+    assert sum(len(cast("dict[str, Any]", body)["fenced"]) for _, body in packets) == 1
 
 
 def test_packets() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Reply = Callable[[dict[str, Any], int | None], None]
-_MOST_LISTED = 200  # requests in a status: a packet has a size
+_MOST_LISTED = 200  # requests and mounts in a status: a packet has a size
+_HELD_AT_ONCE = 20  # even with the longest paths these fit into one
 
 
 class Calls:
@@ -40,15 +41,17 @@ class Calls:
         except (KeyError, ValueError, TypeError, OverflowError) as error:
             reply({"errno": errno.EINVAL, "message": f"{name}: {error!r}"}, None)
 
+    def held(self, at_once: int = _HELD_AT_ONCE) -> Iterator[dict[str, Any]]:
+        """The HELD packets' fields: a packet is bounded, the number of mounts is not."""
+        mounts = [_without_objects(record) for record in self._keeper.state.mounts.values()]
+        fenced = self._keeper.state.fenced
+        for start in range(0, max(len(mounts), len(fenced)), at_once):
+            part = slice(start, start + at_once)
+            yield {"mounts": mounts[part], "fenced": fenced[part]}
+
     def ready(self) -> dict[str, Any]:
         """The READY packet's fields."""
-        state = self._keeper.state
-        return {
-            "generation": state.generation,
-            "plane": self._keeper.plane.name,
-            "mounts": [_without_objects(record) for record in state.mounts.values()],
-            "fenced": state.fenced,
-        }
+        return {"generation": self._keeper.state.generation, "plane": self._keeper.plane.name}
 
     def _call_create(self, body: dict[str, Any], reply: Reply) -> None:
         plane = self._fanotify()
@@ -88,7 +91,9 @@ class Calls:
         keeper.mounter.refresh()
         reply(
             self.ready()
+            | next(self.held(_MOST_LISTED), {"mounts": [], "fenced": []})
             | {
+                "mounts_in_all": len(keeper.state.mounts),
                 "pid": os.getpid(),
                 "objects": len(keeper.state.objects),
                 "requests": [

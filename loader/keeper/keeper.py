@@ -229,6 +229,8 @@ class Keeper:
         for item in self.state.objects.values():
             if item.plane == self.plane.name and item.id not in opening and not item.released:
                 worker.send(pack_json(Kind.OBJECT, item.to_wire()), self.plane.writers[item.id])
+        for part in self.calls.held():
+            worker.send(pack_json(Kind.HELD, part))
         worker.send(pack_json(Kind.READY, self.calls.ready()))
         for pending in self.requests:
             self._dispatch(pending)

@@ -6,7 +6,9 @@ nothing but its own memory. A packet is a kind byte and then a fixed struct (hot
     keeper ─▶ worker
       OBJECT   {"object", "plane", "size", …}, with its writer descriptor; fanotify adds "name", "path", "form" and
                "complete"; cachefiles adds "volume" and "cookie". All of them after a start, then READY
-      READY    {"generation", "plane", "mounts", "fenced"}: all objects were sent, the worker may serve. A mount has
+      HELD     {"mounts", "fenced"}: some of the mounts that the keeper holds or has fenced, after the objects; several
+               packets where there are many
+      READY    {"generation", "plane"}: all objects and mounts were sent, the worker may serve. A mount has
                target, plane, source, fsid and domain_id; one that was fenced, and is gone, a reason too
       REQUEST  the kernel wants [offset, offset + length) of an object (in bytes of its form; length is clipped to the
                file and never 0)
@@ -61,6 +63,7 @@ class Kind(IntEnum):
     CLOSED = 5
     RESULT = 6
     PING = 7
+    HELD = 8
     ANSWER = 16
     OPENED = 17
     CALL = 18

@@ -105,6 +105,7 @@ class Service:
         )
         self.generation = 0
         self.fenced: list[Any] = []
+        self._held: list[Any] = []  # the keeper's mounts, until READY
         self._stopped = threading.Event()
 
     def _announce(self, payload: Payload) -> None:
@@ -148,10 +149,12 @@ class Service:
             self.link.opened(int(body["id"]), size)
         elif kind is Kind.CLOSED:
             self._closed(int(body["object"]))
+        elif kind is Kind.HELD:
+            self._held += body.get("mounts") or ()
+            self.fenced += body.get("fenced") or ()
         elif kind is Kind.READY:
             self.generation = int(body.get("generation", 0))
-            self.fenced = list(body.get("fenced") or ())
-            self.executor.submit(self._recover, list(body.get("mounts") or ()))
+            self.executor.submit(self._recover, self._held)
         else:
             log.error("unexpected packet %s", kind.name)
             if fd is not None:
