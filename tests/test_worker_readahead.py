@@ -110,3 +110,10 @@ def test_the_link_is_measured() -> None:
     for _ in range(50):
         link.note(1000, 0.01)
     assert link.in_flight > 0
+
+
+def test_a_package_is_fetched_once_two_of_its_frames_are_read(file: CacheFile) -> None:
+    package = (10, 40, 41, 90)
+    ahead = _ahead(file, Hints(packages=dict.fromkeys(package, (package,))))
+    assert ahead.after(file, _one(40)) == []
+    assert ahead.after(file, _one(90)) == [10, 41]
