@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -45,6 +46,7 @@ class FillWorker:
         self.results: dict[int, Any] = {}
         self.arrived = threading.Condition()
         self.tokens = 0
+        self.answering = threading.Lock()
 
     def run(self) -> None:
         started = False
@@ -108,11 +110,13 @@ class FillWorker:
         while True:
             connection, _ = self.control.accept()
             with connection:
-                body = json.loads(connection.recv(MAX_PACKET))
-                if body["call"] == "pid":
-                    connection.sendall(json.dumps({"errno": 0, "pid": os.getpid(), "keeper": os.getppid()}).encode())
-                else:
-                    connection.sendall(json.dumps(self.call(body)).encode())
+                with self.answering:
+                    body = json.loads(connection.recv(MAX_PACKET))
+                    if body["call"] == "pid":
+                        answer = {"errno": 0, "pid": os.getpid(), "keeper": os.getppid()}
+                    else:
+                        answer = self.call(body)
+                    connection.sendall(json.dumps(answer).encode())
 
     def call(self, body: dict[str, Any]) -> Any:
         self.tokens += 1
@@ -126,6 +130,15 @@ class FillWorker:
         return result
 
 
+def leave(*_: object) -> None:
+    sys.exit(0)
+
+
 if __name__ == "__main__":
-    FillWorker().run()
+    signal.signal(signal.SIGTERM, leave)
+    worker = FillWorker()
+    try:
+        worker.run()
+    finally:
+        worker.answering.acquire(timeout=5)  # an answer under way, such as that to "stop", goes out first
     sys.exit(0)
