@@ -131,14 +131,13 @@ class FillWorker:
 
 
 def leave(*_: object) -> None:
-    sys.exit(0)
+    """Answers under way, such as that to "stop", go out first; their RESULT may still have to be read."""
+    threading.Timer(0.2, os._exit, (0,)).start()
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, leave)
     worker = FillWorker()
-    try:
-        worker.run()
-    finally:
-        worker.answering.acquire(timeout=5)  # an answer under way, such as that to "stop", goes out first
+    worker.run()
+    worker.answering.acquire(timeout=5)
     sys.exit(0)
