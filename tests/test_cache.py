@@ -51,6 +51,15 @@ def test_what_was_synced_survives_the_boot(tmp_path: Path, tmp: Path) -> None:
     os.close(data)
 
 
+def test_a_successor_syncs_what_a_killed_process_had_written(tmp_path: Path, tmp: Path) -> None:
+    ReadyMap(tmp_path / "b", 10, tmp, BOOT).set(3)
+    successor = ReadyMap(tmp_path / "b", 10, tmp, BOOT)
+    assert successor.dirty
+    successor.checkpoint(None)
+    assert not ReadyMap(tmp_path / "b", 10, tmp, BOOT).dirty
+    assert ReadyMap(tmp_path / "b", 10, tmp, NEXT_BOOT)[3]
+
+
 def test_a_cleared_bit_stays_cleared_after_a_reboot(tmp_path: Path, tmp: Path) -> None:
     ready = ReadyMap(tmp_path / "b", 10, tmp, BOOT)
     for frame in range(10):

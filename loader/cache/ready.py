@@ -41,14 +41,15 @@ class ReadyMap:
         self._lock = threading.Lock()
         self._boot = boot or boot_id()
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        synced = self._read("synced", None) or bytes((frames + 7) // 8)
         bits = self._read("ready", self._boot)
         if bits is None:
-            bits = self._read("synced", None) or bytes((frames + 7) // 8)
+            bits = synced
             replace_file(directory / "ready", self._encoded(bits), tmp, durable=False)
         with (directory / "ready").open("r+b") as stream:
             self._map = mmap.mmap(stream.fileno(), 0)
         self._count = sum(byte.bit_count() for byte in bits)
-        self._dirty = False  # bits were set since the last checkpoint
+        self._dirty = bits != synced  # bits were set since the last checkpoint, be it by a process that was killed
 
     def __getitem__(self, frame: int) -> bool:
         return bool(self._map[_HEADER.size + (frame >> 3)] >> (frame & 7) & 1)
