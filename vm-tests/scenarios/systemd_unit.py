@@ -8,7 +8,7 @@ SYSTEMD = True
 BOOTS = ("under_load", "after_reboot")
 LIMIT = 480
 # No mount namespace of its own (its mounts are for the whole machine), so the Protect…= settings that need one are out.
-EXPOSURE = 5.2
+EXPOSURE = 4.3
 
 
 def host(host):
