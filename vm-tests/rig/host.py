@@ -46,6 +46,7 @@ class Result:
     scenario: str
     outcome: str
     seconds: float
+    commit: str = ""
     message: str = ""
     steps: list[dict[str, Any]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
@@ -123,7 +124,7 @@ def fits(scenario: ModuleType, cell: Cell) -> bool:
 def play(host: Host, scenario: ModuleType, cell: Cell) -> Result:
     """Run a scenario's boots in a cell, one after the other on one disk, until one does not pass."""
     name = scenario.__name__.rsplit(".", 1)[1]
-    result = Result(cell.image.kernel.name, "", cell.plane, cell.form, name, "passed", 0.0)
+    result = Result(cell.image.kernel.name, "", cell.plane, cell.form, name, "passed", 0.0, commit())
     folder = host.folder / f"{cell.image.kernel.name}-{cell.plane}-{cell.form}-{name}"
     folder.mkdir()
     started = time.monotonic()
@@ -162,6 +163,12 @@ def _note(result: Result, function: str, end: dict[str, Any]) -> None:
     result.release = end["kernel"]
     result.steps += [{"boot": function, **step} for step in end["steps"]]
     result.facts |= end["facts"]
+
+
+def commit() -> str:
+    """The checkout's commit, with `-dirty` if files differ from it."""
+    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 def title(scenario: ModuleType) -> str:

@@ -14,9 +14,14 @@ of `vm-tests/kernels.toml` under QEMU, runs every scenario in every cell (a plan
 A time is that of the whole scenario, boot included; the machine is emulated, so it says nothing about speed. *Lost* is
 a machine that ended without an answer; it is neither passed nor failed. An empty place: the scenario is not for that
 cell.
+
+With `--merge` a result stays until its scenario is run again in its cell, so the page may hold results of several runs
+and commits: the last table says which. Of a scenario that failed and was run again only the later result is here.
 """
 
 LIMITS = """## What a kernel cannot do
+
+From the kernels' sources and change logs; only what the matrix above holds was run here.
 
 | kernels | limit | what a user gets there |
 |---|---|---|
@@ -46,7 +51,15 @@ def _key(result: dict[str, Any]) -> tuple[str, str, str, str]:
 
 def page(results: Results, kernels: dict[str, Kernel]) -> str:
     """The whole page, Markdown."""
-    parts = [HEAD, _matrix(results), _titles(results), _kernels(results, kernels), _facts(results), LIMITS]
+    parts = [
+        HEAD,
+        _matrix(results),
+        _titles(results),
+        _kernels(results, kernels),
+        _facts(results),
+        _commits(results),
+        LIMITS,
+    ]
     return "\n".join(parts)
 
 
@@ -83,6 +96,18 @@ def _kernels(results: Results, kernels: dict[str, Kernel]) -> str:
             how = "built from source" if kernel.origin == "source" else "Debian's own"
             rows.append(f"| {name} | {kernel.package} ({kernel.suite}) | {', '.join(releases)} | {how} |")
     return "## Kernels of this run\n\n" + "\n".join(rows) + "\n"
+
+
+def _commits(results: Results) -> str:
+    rows = ["| commit | scenarios in cells |", "|---|---|"]
+    for commit in sorted({result["commit"] for result in results}):
+        own = [result for result in results if result["commit"] == commit]
+        cells: dict[str, list[str]] = {}
+        for one in own:
+            cells.setdefault(f"{one['kernel']} {one['plane']}/{one['form']}", []).append(one["scenario"])
+        places = "; ".join(f"{cell}: {', '.join(names)}" for cell, names in cells.items())
+        rows.append(f"| {commit} | {places} |")
+    return "## Commits\n\n" + "\n".join(rows) + "\n"
 
 
 def _facts(results: Results) -> str:
