@@ -11,7 +11,7 @@ import pytest
 
 from loader.keeper import workers
 from loader.keeper.config import KeeperConfig
-from loader.keeper.workers import Worker
+from loader.keeper.workers import Backoff, Worker
 
 Start = Callable[[str], Worker]
 
@@ -60,3 +60,11 @@ def test_who_reads_late_gets_everything(start: Start) -> None:
         worker.flush()
     assert packets == [b"done"] and not worker.backlog
     assert worker._queued == 0
+
+
+def test_only_who_dies_young_again_and_again_is_waited_for() -> None:
+    backoff = Backoff()
+    waits = [backoff.wait(died_young=True) for _ in range(20)]
+    assert waits[0] == 0.02 and waits == sorted(waits) and waits[-1] == workers._LONGEST_BACKOFF
+    assert backoff.wait(died_young=False) == 0.0
+    assert backoff.wait(died_young=True) == 0.02

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import logging
+import math
 import os
 import resource
 import selectors
@@ -29,12 +30,13 @@ from loader.keeper.keeper import CONTROL, LOCK, SIGNALS
 from loader.keeper.plane_cachefiles import DEVICE
 from loader.keeper.plane_fanotify import GROUP, JOURNAL
 from loader.keeper.state import State
+from loader.keeper.workers import Backoff
 
 log = logging.getLogger(__name__)
 _LOCK_PATIENCE = 5.0  # seconds: a keeper whose supervisor died under systemd needs a moment to go
 _SILENCE = 20.0  # seconds without a sign of life after which a keeper is killed
 _TICK = 1.0
-_LONGEST_BACKOFF = 5.0
+_SHORT_LIFE = 1.0  # a keeper that served no longer than this counts as a crash loop; a killed one is replaced at once
 
 
 def run(config: KeeperConfig) -> int:
@@ -73,6 +75,7 @@ class Supervisor:
         self._notify = _notify_socket(self._address)
         self._keeper: subprocess.Popen[bytes] | None = None
         self._heard = 0.0
+        self._served = math.inf  # since when this keeper serves
         self._ready = self._parked = self._stopping = False
         self._took_over = _guarded(fds)  # mounts depend on what we hold: giving up would let their holes be read
         self._selector = selectors.DefaultSelector()
@@ -87,18 +90,16 @@ class Supervisor:
     def run(self) -> int:
         handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
         wakeup = signal.set_wakeup_fd(self._wakeup[1].fileno(), warn_on_full_buffer=False)
-        backoff = 0.0
+        backoff = Backoff()
         try:
             while True:
-                started = time.monotonic()
                 status = self._run_keeper()
                 if self._parked or status == 0:
                     return 0
                 if self._stopping or not (self._ready or self._took_over):
                     return max(status, 1)
                 log.error("the keeper ended with status %d: starting the next", status)
-                backoff = 0.0 if time.monotonic() - started > _LONGEST_BACKOFF else min(backoff + 0.2, _LONGEST_BACKOFF)
-                time.sleep(backoff)
+                time.sleep(backoff.wait(time.monotonic() - self._served < _SHORT_LIFE))
         finally:
             signal.set_wakeup_fd(wakeup)
             for number, handler in handlers.items():
@@ -124,6 +125,7 @@ class Supervisor:
             stdin=subprocess.DEVNULL,
         )
         self._heard = time.monotonic()
+        self._served = math.inf
         pidfd = os.pidfd_open(self._keeper.pid)
         ended: list[bool] = []
         self._selector.register(pidfd, selectors.EVENT_READ, lambda: ended.append(True))
@@ -172,6 +174,7 @@ class Supervisor:
                 log.error("systemd's descriptor store: %s", error)
         if fields.get("READY") == "1":
             self._ready = True
+            self._served = min(self._served, self._heard)
             if self._stopping:
                 self._signal(signal.SIGTERM)
         apply(self._fds, fields, received)

@@ -128,15 +128,16 @@ def _enlarge(end: socket.socket) -> None:
 
 
 class Backoff:
-    """How long to wait before the next worker is started: not at all, unless workers die young."""
+    """How long to wait before the next process is started: not at all, unless they die young one after the other."""
 
     def __init__(self) -> None:
         self._wait = 0.0
 
     def after(self, worker: Worker) -> float:
         """Seconds to wait, after this worker has died."""
-        if worker.last_heard > worker.started or time.monotonic() - worker.started >= _SHORT_LIFE:
-            self._wait = 0.0
-        else:
-            self._wait = min(max(0.02, self._wait * 1.5), _LONGEST_BACKOFF)
+        return self.wait(worker.last_heard <= worker.started and time.monotonic() - worker.started < _SHORT_LIFE)
+
+    def wait(self, died_young: bool) -> float:
+        """Seconds to wait, after a process has died."""
+        self._wait = min(max(0.02, self._wait * 1.5), _LONGEST_BACKOFF) if died_young else 0.0
         return self._wait
