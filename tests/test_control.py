@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,30 @@ def test_a_long_operation_blocks_no_other(served: tuple[Path, FakeApi]) -> None:
     served[1].release.set()
     thread.join(10)
     assert answers == [{"well": True}]
+
+
+def test_who_was_asked_before_the_end_still_answers(tmp_path: Path) -> None:
+    """`stop` is asked here and ends the worker: its own answer must get out."""
+    path, api = tmp_path / "s", FakeApi()
+    found: list[Any] = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        server = ControlServer(listener, api)
+        serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        serving.start()
+        asking = threading.Thread(target=lambda: found.append(Client(path).request("GET", "/v1/status")))
+        asking.start()
+        while not server._answering:
+            time.sleep(0.01)
+        server.finish(0)
+        assert server._answering
+        threading.Timer(0.1, api.release.set).start()
+        server.finish(10)
+        assert not server._answering
+        asking.join()
+        serving.join()
+    assert found == [{"well": True}]
 
 
 def test_no_daemon_is_explained(tmp_path: Path) -> None:

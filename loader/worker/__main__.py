@@ -27,6 +27,7 @@ from loader.worker.service import Service
 log = logging.getLogger("loader.worker")
 
 PATIENCE = 3.0  # seconds in which a worker that leaves still answers what it has
+ANSWER_PATIENCE = 0.5  # the same for the control socket: `stop` itself is asked there
 
 
 def main() -> int:
@@ -60,7 +61,7 @@ def main() -> int:
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, name="control", daemon=True).start()
     service.serve(itertools.chain([first], packets))
     if leaving.is_set():
-        server.shutdown()
+        server.finish(ANSWER_PATIENCE)
         _drain(service)
     service.stop()
     return 0

@@ -18,6 +18,7 @@ import logging
 import os
 import socket
 import socketserver
+import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from typing import Any
@@ -73,6 +74,8 @@ class ControlServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
         self._listener = listener
         self._listener.setblocking(False)
         self.api = api
+        self._answering = 0
+        self._answered = threading.Condition()
 
     def fileno(self) -> int:
         return self._listener.fileno()
@@ -82,6 +85,25 @@ class ControlServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
         connection.setblocking(True)
         connection.settimeout(600)
         return connection, ("control", 0)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._answered:
+            self._answering += 1
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            with self._answered:
+                self._answering -= 1
+                self._answered.notify_all()
+
+    def finish(self, patience: float) -> None:
+        """Take no more requests, and give those that were taken `patience` seconds to be answered."""
+        self.shutdown()
+        with self._answered:
+            self._answered.wait_for(lambda: not self._answering, patience)
 
     def shutdown_request(self, request: Any) -> None:
         try:
