@@ -1,4 +1,4 @@
-"""The kernel interface of mounting: fsopen(2), fsconfig(2), fsmount(2), umount2(2), mountinfo. No policy.
+"""The kernel interface of mounting: fsopen(2), fsconfig(2), fsmount(2), umount2(2), setns(2), mountinfo. No policy.
 
 mount(2) is not here: its options must fit one page, which 127 devices do not, and its errors say nothing.
 """

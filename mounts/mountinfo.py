@@ -1,4 +1,4 @@
-"""Which mounts there are: /proc/self/mountinfo (proc_pid_mountinfo(5))."""
+"""Which mounts there are: /proc/thread-self/mountinfo (proc_pid_mountinfo(5))."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def parse_mountinfo(text: str) -> Iterator[Mount]:
 
 
 def mountinfo(fstype: str | None = None) -> list[Mount]:
-    """The mounts of this process' namespace, or those of one file system type. Does not touch any of them."""
-    text = Path("/proc/self/mountinfo").read_bytes().decode(errors="surrogateescape")
+    """The mounts of this thread's namespace, or those of one file system type. Does not touch any of them."""
+    text = Path("/proc/thread-self/mountinfo").read_bytes().decode(errors="surrogateescape")
     return [mount for mount in parse_mountinfo(text) if fstype in (None, mount.fstype)]
 
 

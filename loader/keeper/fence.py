@@ -15,25 +15,27 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from loader.keeper.host import Host
 from loader.keeper.state import MountRecord, Object, State
-from mounts import mountinfo, umount2
+from mounts import umount2
 from mounts.syscalls import MNT_DETACH
 
 log = logging.getLogger(__name__)
 _DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+_REASON = "every process of the loader had died; what was read since cannot be trusted"
 
 
-def fence_unguarded(state: State) -> None:
+def fence_unguarded(state: State, host: Host) -> None:
     """Fence everything that the state of this boot says was left without a guard, and record it. Saves the state."""
-    state.drop_gone_mounts({mount.target for mount in mountinfo("erofs")})
+    state.drop_gone_mounts(host.erofs_targets())
     unguarded = [item for item in state.objects.values() if item.holes_read_as_zeros]
     truncate(unguarded)
     numbers = {item.id for item in unguarded}
     for record in list(state.mounts.values()):
         if record.plane == "cachefiles" or numbers & set(record.objects):
-            take_away(state, record, "every process of the loader had died; what was read since cannot be trusted")
+            take_away(state, host, record, _REASON)
     if unguarded:
-        _DROP_CACHES.write_text("3\n")
+        host.call(lambda: _DROP_CACHES.write_text("3\n"))  # a unit's own /proc/sys is read-only
     for item in list(state.objects.values()):
         if item.id in numbers or item.plane == "cachefiles":
             del state.objects[item.id]
@@ -49,10 +51,10 @@ def truncate(objects: Iterable[Object]) -> None:
             log.warning("fenced %s", item.path)
 
 
-def take_away(state: State, record: MountRecord, reason: str) -> None:
+def take_away(state: State, host: Host, record: MountRecord, reason: str) -> None:
     """Unmount lazily and record why."""
     try:
-        umount2(record.target, MNT_DETACH)
+        host.call(lambda: umount2(record.target, MNT_DETACH))
     except OSError as error:
         log.error("fence: %s", error)
     state.mounts.pop(record.target, None)

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 from loader.keeper.fdstore import receive_with_fds, send_with_fds
 from loader.keeper.requests import Pending
 from loader.keeper.twin import Twin, fork_twin
-from mounts import mountinfo
 
 if TYPE_CHECKING:
     from loader.keeper.keeper import Keeper
@@ -87,7 +86,7 @@ def _may_go(keeper: Keeper) -> bool:
     """Whether no mount is left whose holes would be read as zeros without us; so it is when the machine shuts down,
     which would otherwise wait for this process until its patience ends."""
     state = keeper.state
-    state.drop_gone_mounts({mount.target for mount in mountinfo("erofs")})
+    state.drop_gone_mounts(keeper.host.erofs_targets())
     used = {number for record in state.mounts.values() for number in record.objects}
     if any(item.holes_read_as_zeros for number, item in state.objects.items() if number in used):
         log.warning("incomplete mounts are still there: staying, to refuse what is missing")

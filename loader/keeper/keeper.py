@@ -23,6 +23,7 @@ from loader.keeper import handover
 from loader.keeper.calls import Calls
 from loader.keeper.config import KeeperConfig
 from loader.keeper.fdstore import FdStore
+from loader.keeper.host import find_host
 from loader.keeper.leaving import Leaving
 from loader.keeper.mounting import Background, Mounter
 from loader.keeper.plane_cachefiles import CachefilesPlane
@@ -46,6 +47,7 @@ class Keeper:
     def __init__(self, config: KeeperConfig, fds: dict[str, int], store: FdStore) -> None:
         self.config, self.store = config, store
         self.control, self.lock = fds.pop(CONTROL), fds.pop(LOCK, None)
+        self.host = find_host(fds)
         self.state = State.load(config.root)
         self.state.generation += 1
         self.requests = RequestTable()
@@ -53,8 +55,8 @@ class Keeper:
         for name, fd in fds.items():  # of objects that were not recorded any more, or not yet
             self.store.remove(name)
             os.close(fd)
-        self.background = Background()
-        self.mounter = Mounter(self.state, self.background, self.plane.name)
+        self.background = Background(self.host)
+        self.mounter = Mounter(self.state, self.background, self.host, self.plane.name)
         self.mounter.refresh()
         self.state.save()
         self.calls = Calls(self)

@@ -8,11 +8,13 @@ import os
 import queue
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from loader.keeper.bounds import check_mount
+from loader.keeper.host import Host
 from loader.keeper.state import MountRecord, State
-from mounts import mount_erofs, mountinfo, umount2
+from mounts import mount_erofs, umount2
 from mounts.syscalls import MNT_DETACH
 
 Done = Callable[[OSError | None], None]
@@ -21,17 +23,19 @@ Done = Callable[[OSError | None], None]
 class Background:
     """Runs system calls in threads; `wake` becomes readable when one has ended, and `finish` then calls back."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: Host) -> None:
+        self._host = host
         self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._ended: queue.SimpleQueue[tuple[Done, OSError | None]] = queue.SimpleQueue()
         self.running = 0
 
     def run(self, call: Callable[[], None], done: Done) -> None:
-        """Run `call`; `done` gets its error, or None, in the thread that calls `finish`."""
+        """Run `call` among the machine's mounts; `done` gets its error, or None, in the thread that calls `finish`."""
 
         def body() -> None:
             failure: OSError | None = None
             try:
+                self._host.enter()
                 call()
             except OSError as error:
                 failure = error
@@ -55,8 +59,8 @@ class Background:
 class Mounter:
     """The mounts of this daemon, recorded before they are made, so that one made in the last moment is not lost."""
 
-    def __init__(self, state: State, background: Background, plane: str) -> None:
-        self._state, self._background, self._plane = state, background, plane
+    def __init__(self, state: State, background: Background, host: Host, plane: str) -> None:
+        self._state, self._background, self._host, self._plane = state, background, host, plane
         self._under_way: set[str] = set()
 
     def mount(self, arguments: dict[str, Any], done: Done) -> None:
@@ -100,7 +104,12 @@ class Mounter:
             self._state.save()
             done(failure)
 
-        self._background.run(lambda: mount_erofs(record.source, devices, options, record.target), ended)
+        def mount() -> None:
+            if not Path(record.target).is_dir():
+                raise OSError(errno.ENOTDIR, "not a directory; create it first", record.target)
+            mount_erofs(record.source, devices, options, record.target)
+
+        self._background.run(mount, ended)
 
     def umount(self, arguments: dict[str, Any], done: Done) -> None:
         """See protocol.CALLS["umount"]."""
@@ -128,6 +137,6 @@ class Mounter:
     def refresh(self) -> None:
         """Forget the mounts that are gone, whoever unmounted them."""
         before = len(self._state.mounts)
-        self._state.drop_gone_mounts({mount.target for mount in mountinfo("erofs")} | self._under_way)
+        self._state.drop_gone_mounts(self._host.erofs_targets() | self._under_way)
         if len(self._state.mounts) != before:
             self._state.save()

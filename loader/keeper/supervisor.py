@@ -26,6 +26,7 @@ from loader.errors import BusyError, LoaderError
 from loader.keeper import fence, handover
 from loader.keeper.config import CONFIG_ENV, STORED_ENV, SUPERVISOR_ENV, KeeperConfig
 from loader.keeper.fdstore import FDS_ENV, FdStore, apply, listen_fds, parse_fields, receive_with_fds, to_environment
+from loader.keeper.host import Host, find_host
 from loader.keeper.keeper import CONTROL, LOCK, SIGNALS
 from loader.keeper.plane_cachefiles import DEVICE
 from loader.keeper.plane_fanotify import GROUP, JOURNAL
@@ -45,6 +46,7 @@ def run(config: KeeperConfig) -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     fds = listen_fds(os.environ, os.getpid())
+    host = find_host(fds)
     lock = fds.pop(LOCK, None)
     if lock is None:
         lock = _lock(config.root)
@@ -52,23 +54,23 @@ def run(config: KeeperConfig) -> int:
         apply(fds, {"FDSTORE": "1", "FDNAME": name}, [fd])
     _check_plane(config, fds)
     if not _guarded(fds):
-        fence.fence_unguarded(State.load(config.root))
+        fence.fence_unguarded(State.load(config.root), host)
     if CONTROL in fds and not config.socket.is_socket():  # nobody finds a listener whose name is gone
         FdStore(os.environ.get("NOTIFY_SOCKET")).remove(CONTROL)
         os.close(fds.pop(CONTROL))
     if CONTROL not in fds:
         fds[CONTROL] = _listen(config.socket)
-    status = Supervisor(config, fds, lock).run()
+    status = Supervisor(config, fds, lock, host).run()
     if status:  # no keeper could be brought up, nobody guards what is mounted
-        fence.fence_unguarded(State.load(config.root))
+        fence.fence_unguarded(State.load(config.root), host)
     return status
 
 
 class Supervisor:
     """Starts keepers, one after the other, until one leaves in order."""
 
-    def __init__(self, config: KeeperConfig, fds: dict[str, int], lock: int) -> None:
-        self._config, self._fds, self._lock = config, fds, lock
+    def __init__(self, config: KeeperConfig, fds: dict[str, int], lock: int, host: Host) -> None:
+        self._config, self._fds, self._lock, self._host = config, fds, lock, host
         self._upstream = FdStore(os.environ.get("NOTIFY_SOCKET"))
         self._stored = "NOTIFY_SOCKET" in os.environ
         self._address = config.root / "notify.sock"
@@ -108,7 +110,7 @@ class Supervisor:
 
     def _run_keeper(self) -> int:
         """One keeper, from its start to its end: its exit status."""
-        inherited = self._fds | {LOCK: self._lock}
+        inherited = self._fds | {LOCK: self._lock} | self._host.handed_down()
         environment = os.environ | {
             CONFIG_ENV: self._config.to_json(),
             FDS_ENV: to_environment(inherited),

@@ -71,8 +71,6 @@ class Mounting:
 
     def mount(self, image: ImageRecord, target: str, form: Form) -> MountRecord:
         """Mount a known image; the same again is fine. BusyError if something else is there."""
-        if not Path(target).is_dir():
-            raise NotFoundError(f"{target} is not a directory", hint="create it first")
         with self._lock:
             existing = self._existing(target)
             if existing is not None:

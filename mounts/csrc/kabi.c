@@ -1,9 +1,15 @@
 /* One function a system call. The commands of fsconfig are written as numbers: glibc has them as an enum only. */
+#define _GNU_SOURCE
 #include "kabi.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
+#include <linux/nsfs.h>
+#include <sched.h>
+#include <sys/ioctl.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 enum { SET_FLAG = 0, SET_STRING = 1, CMD_CREATE = 6 };
@@ -46,4 +52,21 @@ int eod_move_mount(int fd, const char *target)
 int eod_umount2(const char *target, int flags)
 {
 	return umount2(target, flags) < 0 ? -errno : 0;
+}
+
+int eod_is_mount_namespace(int fd)
+{
+	struct statfs found;
+
+	if (fstatfs(fd, &found) < 0 || found.f_type != NSFS_MAGIC)
+		return 0;
+	return ioctl(fd, NS_GET_NSTYPE) == CLONE_NEWNS;
+}
+
+/* For the calling thread alone, which first needs a root and a working directory of its own. */
+int eod_enter_mount_namespace(int fd)
+{
+	if (unshare(CLONE_FS) < 0)
+		return -errno;
+	return setns(fd, CLONE_NEWNS) < 0 ? -errno : 0;
 }

@@ -33,5 +33,7 @@ int eod_fsconfig_create(int fd);
 int eod_fsmount(int fd, unsigned int flags, unsigned int attributes);
 int eod_move_mount(int fd, const char *target);
 int eod_umount2(const char *target, int flags);
+int eod_is_mount_namespace(int fd);
+int eod_enter_mount_namespace(int fd);
 
 #endif

@@ -7,8 +7,7 @@ from pathlib import Path
 SYSTEMD = True
 BOOTS = ("under_load", "after_reboot")
 LIMIT = 480
-# No mount namespace of its own (its mounts are for the whole machine), so the Protect…= settings that need one are out.
-EXPOSURE = 4.3
+EXPOSURE = 3.0
 
 
 def host(host):
