@@ -7,6 +7,7 @@ class _Lib:
     FAN_UNLIMITED_QUEUE: int
     FAN_UNLIMITED_MARKS: int
     FAN_REPORT_FD_ERROR: int
+    FAN_REPORT_TID: int
     FAN_MARK_ADD: int
     FAN_MARK_REMOVE: int
     FAN_PRE_ACCESS: int

@@ -16,12 +16,15 @@ DENY_ERRNOS = frozenset((errno.EPERM, errno.EIO, errno.EBUSY, errno.ETXTBSY, err
 # Without UNLIMITED_QUEUE an overflow lets readers through unanswered.
 _FLAGS = (
     lib.FAN_CLASS_PRE_CONTENT | lib.FAN_CLOEXEC | lib.FAN_NONBLOCK | lib.FAN_UNLIMITED_QUEUE | lib.FAN_UNLIMITED_MARKS
-)
+    | lib.FAN_REPORT_TID
+)  # fmt: skip
 _READ_SIZE = 48 * 64
 
 
 def init() -> int:
     """Make a group and return its descriptor: pre-content class, non-blocking, without queue and mark limits.
+
+    Its events name threads, not processes.
 
     ENOSYS or EINVAL: this kernel has no permission events (CONFIG_FANOTIFY_ACCESS_PERMISSIONS).
     """

@@ -27,6 +27,7 @@ ERRNO_SHIFT = 24
 class Event(NamedTuple):
     """An event. `fd` is negative where the kernel could not make one (it has denied the access itself then).
 
+    `pid` is the thread that waits, 0 if our PID namespace has no number for it.
     `offset` and `length` are None when the kernel gave no range: the whole file is meant. Length 0 is a truncation.
     """
 

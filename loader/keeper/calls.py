@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from loader.keeper.plane_cachefiles import CachefilesPlane
 from loader.keeper.plane_fanotify import FanotifyPlane
+from loader.keeper.protocol import MOST_RANGES
 from loader.keeper.state import MountRecord
 
 if TYPE_CHECKING:
@@ -72,6 +73,12 @@ class Calls:
     def _call_mark(self, body: dict[str, Any], reply: Reply) -> None:
         self._fanotify().mark(int(body["object"]))
         reply({}, None)
+
+    def _call_idle(self, body: dict[str, Any], reply: Reply) -> None:
+        ranges = [(int(start), int(end)) for start, end in body["ranges"]]
+        if len(ranges) > MOST_RANGES:
+            raise ValueError(f"{len(ranges)} ranges, at most {MOST_RANGES}")
+        reply({"idle": self._fanotify().idle(int(body["object"]), ranges)}, None)
 
     def _call_cull(self, body: dict[str, Any], reply: Reply) -> None:
         plane = self._keeper.plane

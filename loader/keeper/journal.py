@@ -4,7 +4,7 @@ The kernel knows an event by the number that its descriptor had in the process t
 can still answer by that number, if it knows which event it was. Slot = descriptor number:
 
     header   u64 high (1 + the largest number ever used)
-    slot     u64 object + 1 (0: free), u64 offset, u64 length
+    slot     u64 object + 1 (0: free), u64 offset, u64 length, u64 thread
 
 A slot's object is written last and cleared first; the number stays taken until after that, so a slot that is filled
 never names two events.
@@ -20,19 +20,20 @@ from typing import NamedTuple
 
 CAPACITY = 65536
 _HEADER = struct.Struct("=Q")
-_SLOT = struct.Struct("=QQQ")
+_SLOT = struct.Struct("=QQQQ")
 _OBJECT = struct.Struct("=Q")
 _START = 4096
 SIZE = _START + CAPACITY * _SLOT.size
 
 
 class Entry(NamedTuple):
-    """An unanswered event: the number of its descriptor, and what it asked for."""
+    """An unanswered event: the number of its descriptor, what it asked for, and which thread waits."""
 
     fd: int
     object: int
     offset: int
     length: int
+    thread: int = 0
 
 
 class Journal:
@@ -61,7 +62,7 @@ class Journal:
         if entry.fd >= self.high:
             _HEADER.pack_into(self._map, 0, entry.fd + 1)
         position = _START + entry.fd * _SLOT.size
-        _SLOT.pack_into(self._map, position, 0, entry.offset, entry.length)
+        _SLOT.pack_into(self._map, position, 0, entry.offset, entry.length, max(0, entry.thread))
         _OBJECT.pack_into(self._map, position, entry.object + 1)
 
     def clear(self, fd: int) -> None:
@@ -69,9 +70,9 @@ class Journal:
 
     def entries(self) -> Iterator[Entry]:
         for fd in range(self.high):
-            marker, offset, length = _SLOT.unpack_from(self._map, _START + fd * _SLOT.size)
+            marker, offset, length, thread = _SLOT.unpack_from(self._map, _START + fd * _SLOT.size)
             if marker:
-                yield Entry(fd, marker - 1, offset, length)
+                yield Entry(fd, marker - 1, offset, length, thread)
 
     def close(self) -> None:
         self._map.close()

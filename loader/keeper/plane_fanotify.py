@@ -11,19 +11,22 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import fanotify
 from loader.keeper.bounds import open_below
 from loader.keeper.fdstore import FdStore
 from loader.keeper.journal import CAPACITY, Entry, Journal
-from loader.keeper.requests import Pending, RequestTable
+from loader.keeper.presence import Presence, create
+from loader.keeper.readers import Readers
+from loader.keeper.requests import Pending, Present, RequestTable
 from loader.keeper.state import Object, State
 
 log = logging.getLogger(__name__)
 GROUP = "group"
 JOURNAL = "journal"
+READERS = "readers"
 # Events that were read, but not yet in the journal when the last keeper died, have numbers below this much above the
 # journal's largest: they come in one read(2) and take the lowest free numbers.
 _UNJOURNALED = 4096
@@ -36,8 +39,9 @@ class FanotifyPlane:
 
     def __init__(self, store: FdStore, state: State, requests: RequestTable, fds: dict[str, int]) -> None:
         self._store, self._state, self._requests = store, state, requests
-        self.counters = {"events": 0, "allowed": 0, "denied": 0, "holes": 0, "orphans": 0}
+        self.counters = {"events": 0, "present": 0, "allowed": 0, "denied": 0, "holes": 0, "orphans": 0}
         self.writers: dict[int, int] = {}
+        self._presence: dict[int, Presence] = {}
         self._by_inode: dict[tuple[int, int], int] = {}
         self.fencing = False  # allow truncations: our own
         took_over = GROUP in fds and JOURNAL in fds
@@ -48,7 +52,12 @@ class FanotifyPlane:
             self.group, self._journal = fanotify.init(), Journal.create()
             store.store(GROUP, self.group)
             store.store(JOURNAL, self._journal.fd)
+        known = took_over and READERS in fds
+        self._readers = Readers(fds.pop(READERS)) if known else Readers.create()
+        if not known:
+            store.store(READERS, self._readers.fd)
         for item in list(state.objects.values()):
+            item.readers_unknown |= not known
             self._reattach(item, fds)
         if took_over:
             self._adopt_journaled()
@@ -59,7 +68,7 @@ class FanotifyPlane:
     def handed_down(self) -> dict[str, int]:
         """What another keeper needs to go on, by the names it looks for."""
         writers = {self._state.objects[number].store_name: fd for number, fd in self.writers.items()}
-        return {GROUP: self.group, JOURNAL: self._journal.fd} | writers
+        return {GROUP: self.group, JOURNAL: self._journal.fd, READERS: self._readers.fd} | writers
 
     # Objects
 
@@ -86,9 +95,21 @@ class FanotifyPlane:
         self._attach(item, writer)
         return item
 
+    def lend(self, object_id: int) -> int | None:
+        """A descriptor of the bitmap in which the next worker will say what is there; None if there is no room."""
+        try:
+            fd = create(self._state.objects[object_id].size)
+            self._presence[object_id] = Presence(fd)
+        except OSError as error:
+            log.error("object %d: no bitmap: %s", object_id, error)
+            self._presence.pop(object_id, None)
+            return None
+        return fd
+
     def mark(self, object_id: int) -> None:
         item, writer = self._lookup(object_id)
         fanotify.mark_fd(self.group, writer)
+        item.readers_unknown |= item.complete  # while it had no mark they did not ask
         item.complete = False
         self._state.save()
 
@@ -113,6 +134,22 @@ class FanotifyPlane:
             self._unmark(writer)
             self._forget(item, writer)
 
+    def idle(self, object_id: int, ranges: Iterable[tuple[int, int]]) -> list[int]:
+        """Which of these ranges (start, end) no thread waits for or may be reading: their numbers in order.
+
+        True for as long as the worker lets nobody read there.
+        """
+        item, _ = self._lookup(object_id)
+        if item.complete or item.readers_unknown or self._readers.lost:
+            return []
+        busy = self._readers.reading(object_id)
+        busy += [(pending.offset, pending.offset + pending.length) for pending in self._requests.of(object_id)]
+        return [
+            number
+            for number, (start, end) in enumerate(ranges)
+            if all(end <= first or last <= start for first, last in busy)
+        ]
+
     def drop_unlinked(self) -> None:
         """Let go of released objects whose file has no name any more. The mark stays with the inode: it denies."""
         for item in [item for item in self._state.objects.values() if item.released]:
@@ -123,6 +160,7 @@ class FanotifyPlane:
         del self._state.objects[item.id]
         self._state.save()
         self._store.remove(item.store_name)
+        self._presence.pop(item.id, None)
         self._by_inode.pop(_inode(writer), None)
         os.close(self.writers.pop(item.id))
 
@@ -136,8 +174,8 @@ class FanotifyPlane:
 
     # Events
 
-    def read(self) -> Iterator[Pending]:
-        """The new requests. Events that need no worker are answered here."""
+    def read(self) -> Iterator[Pending | Present]:
+        """The new requests. Events that need no worker are answered here; of some of them it is told."""
         try:
             events = fanotify.read_events(self.group)
         except OSError as error:  # the kernel could not hand the event over, and has denied it
@@ -145,7 +183,10 @@ class FanotifyPlane:
             return
         entries = [entry for event in events if (entry := self._record(event)) is not None]
         for entry in entries:
-            yield self._requests.add(entry.object, entry.offset, entry.length, entry.fd)
+            if isinstance(entry, Present):
+                yield entry
+            else:
+                yield self._requests.add(entry.object, entry.offset, entry.length, entry.fd, thread=entry.thread)
 
     def answer(self, pending: Pending, error: int) -> None:
         """Answer a request that was taken from the table: allow, or deny."""
@@ -153,14 +194,19 @@ class FanotifyPlane:
             self.counters["holes"] += 1
             log.error("object %d: the worker left a hole in [%d, +%d)", pending.object, pending.offset, pending.length)
             error = errno.EIO
-        self._respond(pending.token, error)
+        self._let_through(pending, error)
 
     def answer_by_presence(self, pending: Pending) -> None:
         """Without a worker: what is there may be read, what is not is an error."""
-        self._respond(pending.token, errno.EIO if self._hole_in(pending) else 0)
+        self._let_through(pending, errno.EIO if self._hole_in(pending) else 0)
 
-    def _record(self, event: fanotify.Event) -> Entry | None:
-        """Journal an event, or answer it when it cannot be asked of a worker."""
+    def _let_through(self, pending: Pending, error: int) -> None:
+        if not error:
+            self._readers.let_through(pending.thread, pending.object, pending.offset, pending.length)
+        self._respond(pending.token, error)
+
+    def _record(self, event: fanotify.Event) -> Entry | Present | None:
+        """Journal an event, or answer it when it need not or cannot be asked of a worker."""
         self.counters["events"] += 1
         if event.mask & fanotify.Q_OVERFLOW:
             log.error("fanotify: queue overflow: readers went through unanswered")
@@ -173,8 +219,13 @@ class FanotifyPlane:
             if self._state.objects[object_id].released:
                 raise OSError(errno.EIO, "nobody serves this object any more")
             offset, length = self._clip(object_id, event)
+            if length > 0 and self._is_present(object_id, offset, length):
+                self._readers.let_through(event.pid, object_id, offset, length)
+                self._respond(event.fd, 0)
+                self.counters["present"] += 1
+                return Present(object_id, offset, length)
             if length > 0:
-                entry = Entry(event.fd, object_id, offset, length)
+                entry = Entry(event.fd, object_id, offset, length, event.pid)
                 self._journal.add(entry)
                 return entry
             # Beyond the frames there is nothing to wait for; but a truncation (length 0 on the wire) is refused.
@@ -189,6 +240,13 @@ class FanotifyPlane:
         if event.offset is None or event.length is None:
             return 0, size
         return event.offset, max(0, min(event.offset + event.length, size) - event.offset) if event.length else 0
+
+    def _is_present(self, object_id: int, offset: int, length: int) -> bool:
+        """Whether the worker says that all of it is there, and the file has no hole in it."""
+        presence = self._presence.get(object_id)
+        if presence is None or not presence.has(offset, length):
+            return False
+        return not has_hole(self.writers[object_id], offset, length)
 
     def _hole_in(self, pending: Pending) -> bool:
         writer = self.writers.get(pending.object)
@@ -231,7 +289,7 @@ class FanotifyPlane:
 
     def _adopt_journaled(self) -> None:
         for entry in self._journal.entries():
-            self._requests.add(entry.object, entry.offset, entry.length, entry.fd)
+            self._requests.add(entry.object, entry.offset, entry.length, entry.fd, thread=entry.thread)
         log.warning("took over %d requests", len(self._requests))
 
     def _reattach(self, item: Object, fds: dict[str, int]) -> None:

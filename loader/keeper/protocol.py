@@ -4,20 +4,23 @@ The keeper owns the kernel's descriptors and the table of unanswered requests; t
 nothing but its own memory. A packet is a kind byte and then a fixed struct (hot: REQUEST, ANSWER) or JSON (the rest).
 
     keeper ─▶ worker
-      OBJECT   {"object", "plane", "size", …}, with its writer descriptor; fanotify adds "name", "path", "form" and
-               "complete"; cachefiles adds "volume" and "cookie". All of them after a start, then READY
+      OBJECT   {"object", "plane", "size", …}, with its writer descriptor; fanotify adds "name", "path", "form",
+               "complete" and mostly the descriptor of a bitmap, see presence.py (the worker puts its number into the
+               body as PRESENCE); cachefiles adds "volume" and "cookie". All of them after a start, then READY
       HELD     {"mounts", "fenced"}: some of the mounts that the keeper holds or has fenced, after the objects; several
                packets where there are many
       READY    {"generation", "plane"}: all objects and mounts were sent, the worker may serve. A mount has
                target, plane, source, fsid and domain_id; one that was fenced, and is gone, a reason too
+      PRESENT  the kernel wanted this range, and the keeper has answered already: all of it is there. A REQUEST with
+               the number 0 that gets no ANSWER; for the guesses and the records of the worker
       REQUEST  the kernel wants [offset, offset + length) of an object (in bytes of its form; length is clipped to the
                file and never 0)
       OPEN     {"id", "object", "volume", "cookie"}, with the writer descriptor: cachefiles: the kernel opens an object:
                answer OPENED. volume and cookie are text (latin-1), volume without its NUL
       CLOSED   {"object"}: cachefiles: the kernel closed an object; close its descriptor
       PING     {}: answer PONG at once; a worker that is silent for KeeperConfig.silence seconds after it is killed
-      RESULT   {"token", "errno", "message", …}: the outcome of a CALL (with the writer descriptor
-               where it made an object)
+      RESULT   {"token", "errno", "message", …}: the outcome of a CALL (with the descriptors of an OBJECT where it
+               made one)
     worker ─▶ keeper
       ANSWER   a request is done (its data was written through the writer descriptor before), or errno
       OPENED   {"id", "size"}: size of the object in bytes, or -errno
@@ -47,6 +50,8 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 MAX_PACKET = 262144
+PRESENCE = "presence"
+MOST_RANGES = 512  # of one `idle`
 KEEPER_FD_ENV = "EROFS_LOADER_KEEPER_FD"
 CONTROL_FD_ENV = "EROFS_LOADER_CONTROL_FD"
 ROOT_ENV = "EROFS_LOADER_ROOT"
@@ -64,6 +69,7 @@ class Kind(IntEnum):
     RESULT = 6
     PING = 7
     HELD = 8
+    PRESENT = 9
     ANSWER = 16
     OPENED = 17
     CALL = 18
@@ -81,6 +87,8 @@ CALLS = {
     " source and devices, paths in slot order: fanotify; objects: numbers that this mount reads) → {}",
     "umount": "target, lazy → {}",
     "mark": "object: fanotify: mark again (a complete object whose blocks are to be evicted)",
+    "idle": "object, ranges [[start, end], …] (at most MOST_RANGES): fanotify: which of them nobody waits for and no"
+    " thread can be reading → idle: their numbers. It stays so while the worker answers no request for them",
     "cull": "directory, name: cachefiles: cull a cache file (EBUSY while in use)",
     "status": "→ generation, plane, objects, mounts, fenced, requests in flight with their age, counters",
     "stop": "mode keep|umount: leave in order",
@@ -110,6 +118,10 @@ def pack_request(request: Request) -> bytes:
     return _REQUEST.pack(Kind.REQUEST, *request)
 
 
+def pack_present(object_id: int, offset: int, length: int) -> bytes:
+    return _REQUEST.pack(Kind.PRESENT, 0, object_id, offset, length)
+
+
 def pack_answer(answer: Answer) -> bytes:
     return _ANSWER.pack(Kind.ANSWER, *answer)
 
@@ -125,7 +137,7 @@ def unpack(packet: bytes) -> tuple[Kind, Request | Answer | dict[str, Any]]:
     """A packet's kind and body; ValueError on a malformed one."""
     try:
         kind = Kind(packet[0])
-        if kind is Kind.REQUEST:
+        if kind in (Kind.REQUEST, Kind.PRESENT):
             return kind, Request(*_REQUEST.unpack(packet)[1:])
         if kind is Kind.ANSWER:
             return kind, Answer(*_ANSWER.unpack(packet)[1:])

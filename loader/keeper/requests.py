@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass(slots=True)
 class Pending:
     """A request of the kernel. `token` is the kernel's name for it: an event's descriptor, or a msg_id.
 
-    `opening` is set for an OPEN (then offset and length mean nothing).
+    `opening` is set for an OPEN (then offset and length mean nothing). `thread` is who waits, where the kernel tells.
     """
 
     id: int
@@ -21,6 +21,7 @@ class Pending:
     length: int
     token: int
     opening: bool = False
+    thread: int = 0
     since: float = field(default_factory=time.monotonic)
 
     def describe(self) -> dict[str, Any]:
@@ -31,6 +32,14 @@ class Pending:
             "length": self.length,
             "age": round(time.monotonic() - self.since, 3),
         }
+
+
+class Present(NamedTuple):
+    """A READ that was answered at once, for all of it was there."""
+
+    object: int
+    offset: int
+    length: int
 
 
 class RequestTable:
@@ -46,8 +55,10 @@ class RequestTable:
     def __iter__(self) -> Iterator[Pending]:
         return iter(list(self._pending.values()))
 
-    def add(self, object_id: int, offset: int, length: int, token: int, opening: bool = False) -> Pending:
-        pending = Pending(self._next, object_id, offset, length, token, opening)
+    def add(
+        self, object_id: int, offset: int, length: int, token: int, *, opening: bool = False, thread: int = 0
+    ) -> Pending:
+        pending = Pending(self._next, object_id, offset, length, token, opening, thread)
         self._pending[pending.id] = pending
         self._next += 1
         return pending
@@ -58,6 +69,10 @@ class RequestTable:
     def take(self, number: int) -> Pending | None:
         """Remove and return: whoever takes a request is the one that answers it."""
         return self._pending.pop(number, None)
+
+    def of(self, object_id: int) -> list[Pending]:
+        """What waits for an object."""
+        return [pending for pending in self._pending.values() if pending.object == object_id]
 
     def take_object(self, object_id: int) -> list[Pending]:
         return self._take(lambda pending: pending.object == object_id)

@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 from dataclasses import asdict, dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class Object:
     complete: bool = False
     mounted: bool = False  # the kernel may have it open: a mount used it, and was not seen to end for good
     released: bool = False  # the worker is done with it, but it must stay guarded
+    readers_unknown: bool = False  # somebody may be reading who was not seen: nothing of it may be taken away
     volume: str = ""
     cookie: str = ""
     kernel_id: int = 0
@@ -66,6 +68,10 @@ class MountRecord:
     objects: list[int] = field(default_factory=list)
 
 
+_FIELDS_OF_OBJECT = attrgetter(*Object.__slots__)
+_FIELDS_OF_MOUNT = attrgetter(*(name for name in MountRecord.__slots__ if name != "objects"))
+
+
 @dataclass(slots=True)
 class State:
     """All of it. `fenced` lists mounts that were taken away because nobody had guarded them."""
@@ -78,6 +84,8 @@ class State:
     mounts: dict[str, MountRecord] = field(default_factory=dict)
     fenced: list[dict[str, Any]] = field(default_factory=list)
     unsaved: bool = False  # the last save failed: it is tried again
+    # As saved last.
+    _texts: dict[int | str, tuple[Any, str]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def load(cls, root: Path) -> State:
@@ -113,24 +121,38 @@ class State:
 
     def save_now(self) -> None:
         """Replace the file. Not synced: a machine that goes down takes the mounts with it."""
-        document = {
-            "version": VERSION,
-            "boot_id": self.boot_id,
-            "next_object": self.next_object,
-            "generation": self.generation,
-            "objects": [asdict(item) for item in self.objects.values()],
-            "mounts": [asdict(item) for item in self.mounts.values()],
-            "fenced": self.fenced,
-        }
         temporary = self.path.with_suffix(".new")
         try:
-            temporary.write_text(json.dumps(document, separators=(",", ":")))
+            temporary.write_text(self._encoded())
             temporary.replace(self.path)
         except OSError:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
         self.unsaved = False
+
+    def _encoded(self) -> str:
+        """The document. Of a thousand objects one has changed since the last save: only that is encoded anew."""
+        texts: dict[int | str, tuple[Any, str]] = {}
+        for number, item in self.objects.items():
+            texts[number] = self._text(number, _FIELDS_OF_OBJECT(item), item)
+        for target, record in self.mounts.items():
+            texts[target] = self._text(target, (_FIELDS_OF_MOUNT(record), tuple(record.objects)), record)
+        self._texts = texts
+        head = {
+            "version": VERSION,
+            "boot_id": self.boot_id,
+            "next_object": self.next_object,
+            "generation": self.generation,
+            "fenced": self.fenced,
+        }
+        objects = ",".join([texts[number][1] for number in self.objects])
+        mounts = ",".join([texts[target][1] for target in self.mounts])
+        return f'{_json(head)[:-1]},"objects":[{objects}],"mounts":[{mounts}]}}'
+
+    def _text(self, key: int | str, fields: Any, item: Object | MountRecord) -> tuple[Any, str]:
+        known = self._texts.get(key)
+        return known if known is not None and known[0] == fields else (fields, _json(asdict(item)))
 
     def new_object(self, plane: str, **fields: Any) -> Object:
         """A fresh object, recorded but not saved."""
@@ -143,3 +165,7 @@ class State:
         """Forget mounts whose target is not among `targets` any more."""
         for target in [target for target in self.mounts if target not in targets]:
             del self.mounts[target]
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
