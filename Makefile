@@ -12,7 +12,7 @@ help:
 	@echo "make unit-test  what needs neither root nor a virtual machine: seconds"
 	@echo "make vm-test    only the tests in virtual machines"
 	@echo "make lint       ruff, mypy, codespell"
-	@echo "make bench      side by side with the peers"
+	@echo "make bench      side by side with the peers (RUNS=5, ROWS=R1,R5); samples go to bench.json (RESULTS)"
 	@echo "make fuzz       every fuzzer for ten minutes or more (SECONDS=600), then how many inputs there were"
 	@echo "make clean      remove what was built here (the cache outside stays)"
 
@@ -38,8 +38,11 @@ lint:
 	$(PYTHON) -m mypy tests bench fuzz
 	$(PYTHON) -m codespell_lib $(SOURCES) docs README.md
 
+RUNS ?= 5
+ROWS ?=
+RESULTS ?= bench.json
 bench: setup
-	$(PYTHON) -m bench.run
+	$(PYTHON) -m bench.run --runs $(RUNS) --rows "$(ROWS)" --json $(RESULTS)
 
 SECONDS ?= 600
 fuzz: setup

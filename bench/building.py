@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.measure import Row, Sample, paired, timed
+from bench.measure import Row, Sample, paired, shown, timed
 from bench.node import BUILDER
 from bench.peers import MissingPeer, NydusImage, mkfs_erofs
 from tests.images import catalog
@@ -77,10 +77,16 @@ def _speed_rows(samples: dict[str, Sample], notes: list[str]) -> list[Row]:
     names = {"nydus2": "Nydus 2", "mkfs": "mkfs.erofs zstd 64K"}
     peers = [f"{title} {zstd / samples[name].median:.2f}×" for name, title in names.items() if name in samples]
     peer = ", ".join([*peers, *notes])
+    figures = {title: zstd / samples[name].median for name, title in names.items() if name in samples}
+    commands = ["zstd -3 -T2 -c <$W/layers.tar >$W/layers.tar.zst"]
+    if "nydus2" in samples:
+        commands.append(shown(NydusImage.command(Path("$W/tree"), Path("$W/nydus"))))
+    if "mkfs" in samples:
+        commands.append("mkfs.erofs --quiet -zzstd,level=3 -C65536 $W/mkfs.erofs $W/tree")
     raw = {name: sample.values for name, sample in samples.items()}
     return [
         Row("R5", f"zstd -3 -T2 of the tar ({zstd:.2f} s) / {what} to artifact", samples[key].text("s", 2), peer,
-            zstd / samples[key].median, goal, larger=True, unit="×", samples=raw)
+            zstd / samples[key].median, goal, larger=True, unit="×", samples=raw, peers=figures, commands=commands)
         for key, what, goal in (("plain", "plain layers", 0.9), ("gzip", "gzip layers", 0.7))
     ]  # fmt: skip
 
@@ -99,15 +105,19 @@ def _size_rows(scratch: Path, packed: Path, tar: Path) -> list[Row]:
     raw = int(encoded["annotations"]["org.erofs-ondemand.payload-size"])
     compressed = (scratch / "layers.tar.zst").stat().st_size
     metadata_peer = blob_peer = "not measured"
+    metadata_peers, blob_peers = dict[str, float](), dict[str, float]()
     if (scratch / "nydus/bootstrap").exists():
         nydus = NydusImage(scratch / "nydus")
         wire, size = len(nydus.packed_bootstrap()), nydus.bootstrap.stat().st_size
         metadata_peer = f"Nydus 2 {wire / inodes:.0f} ({size / inodes:.0f} raw)"
+        metadata_peers["Nydus 2"] = wire / inodes
+        blob_peers["Nydus 2"] = nydus.blob.stat().st_size / compressed
         blob_peer = f"Nydus 2 {nydus.blob.stat().st_size / compressed:.2f}×"
     return [
         Row("R6", f"metadata and frame tables, bytes an inode ({inodes} inodes)",
             f"{encoded['size'] / inodes:.1f} ({raw / inodes:.0f} raw)", metadata_peer, encoded["size"] / inodes, 25,
-            larger=False, samples={"wire": [encoded["size"]], "raw": [raw], "inodes": [inodes]}),
+            larger=False, samples={"wire": [encoded["size"]], "raw": [raw], "inodes": [inodes]},
+            peers=metadata_peers),
         Row("R6", "blob bytes / zstd -3 of the tar", f"{blobs / 1e6:.1f} MB", blob_peer, blobs / compressed, 1.08,
-            larger=False, unit="×", samples={"blobs": [blobs], "zstd": [compressed]}),
+            larger=False, unit="×", samples={"blobs": [blobs], "zstd": [compressed]}, peers=blob_peers),
     ]  # fmt: skip

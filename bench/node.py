@@ -21,6 +21,33 @@ def drop_caches() -> None:
     Path("/proc/sys/vm/drop_caches").write_text("3")
 
 
+def descendants(pid: int) -> list[int]:
+    """A process and all below it."""
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += descendants(int(child))
+    return found
+
+
+def memory(pid: int) -> int:
+    """Resident bytes of a process."""
+    return _number(f"/proc/{pid}/status", "VmRSS") * 1024
+
+
+def written(pid: int) -> int:
+    """Bytes that a process has caused to be written to a disk."""
+    return _number(f"/proc/{pid}/io", "write_bytes")
+
+
+def _number(path: str, name: str) -> int:
+    for line in Path(path).read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key == name:
+            return int(value.split()[0])
+    raise KeyError(f"{path}: no {name}")
+
+
 class Node:
     """A daemon with its state under `root` while the context is open; `options` go to `erofs-loader serve`."""
 
@@ -51,6 +78,15 @@ class Node:
         """The process that `serve` is."""
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def state(self) -> Path:
+        """Its cache and records."""
+        return self.root / "state"
+
+    def processes(self) -> list[int]:
+        """All processes of the daemon."""
+        return descendants(self.pid)
 
     def start(self) -> None:
         """Start the daemon; returns once it answers."""

@@ -119,9 +119,15 @@ class PeerMount:
 
     def __init__(self, directory: Path, command: list[str | Path]) -> None:
         self.mount_point, self.log = directory / "mnt", directory / "daemon.log"
+        self.command = command
         self.mount_point.mkdir(parents=True)
         with open(self.log, "wb") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    @property
+    def pid(self) -> int:
+        """The daemon."""
+        return self._process.pid
 
     def __enter__(self) -> Self:
         for _ in range(500):
@@ -157,9 +163,13 @@ def nydus2_mount(bootstrap: Path, registry: str, repository: str, directory: Pat
         "fs_prefetch": {"enable": False},
     }
     (directory / "config.json").write_text(json.dumps(config))
+    return PeerMount(directory, nydus2_command(bootstrap, directory))
+
+
+def nydus2_command(bootstrap: Path, directory: Path) -> list[str | Path]:
+    """What serves `bootstrap` at `directory`/mnt."""
     fixed: list[str | Path] = ["--rlimit-nofile", "0", "--log-level", "warn", "--mountpoint", directory / "mnt"]
-    command = [nydus2("nydusd"), "fuse", "--bootstrap", bootstrap, "--config", directory / "config.json", *fixed]
-    return PeerMount(directory, command)
+    return [nydus2("nydusd"), "fuse", "--bootstrap", bootstrap, "--config", directory / "config.json", *fixed]
 
 
 def nydus3_mount(bootstrap: Path, registry: str, repository: str, directory: Path) -> PeerMount:
@@ -171,5 +181,10 @@ def nydus3_mount(bootstrap: Path, registry: str, repository: str, directory: Pat
         "prefetch": {"enable": False},
     }
     (directory / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
+    return PeerMount(directory, nydus3_command(bootstrap, directory))
+
+
+def nydus3_command(bootstrap: Path, directory: Path) -> list[str | Path]:
+    """What serves `bootstrap` at `directory`/mnt."""
     fixed: list[str | Path] = ["--config", directory / "config.yaml", "--mountpoint", directory / "mnt"]
-    return PeerMount(directory, [nydus3(), "fanotify", "--bootstrap", bootstrap, *fixed])
+    return [nydus3(), "fanotify", "--bootstrap", bootstrap, *fixed]

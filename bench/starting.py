@@ -15,14 +15,16 @@ from typing import NamedTuple
 
 from bench.demo import compressed_size, full_pull, lazy_start, run
 from bench.link import Link
-from bench.measure import Row, Sample
+from bench.measure import Row, Sample, shown
 from bench.node import BUILDER, Node, drop_caches
 from bench.peers import (
     MissingPeer,
     Nydus3Image,
     NydusImage,
     PeerMount,
+    nydus2_command,
     nydus2_mount,
+    nydus3_command,
     nydus3_mount,
     push_blob,
 )
@@ -34,6 +36,7 @@ from tests.support.registry import docker_registry
 RATE, RTT = 3e6, 0.02
 TRACE_LINKS = (("25 Mbit/s, 20 ms", 25e6 / 8, 0.02, 2), ("1 Gbit/s, 1 ms", 1e9 / 8, 0.001, 1))  # R3, with its goals
 PLAIN, TRACED = "debian:12", "traced/debian:12"
+PEER_COMMANDS = {"nydus2": nydus2_command, "nydus3": nydus3_command}
 
 
 def rows(runs: int) -> list[Row]:
@@ -160,13 +163,25 @@ def _rows(
     ]
     raw = {f"{name} seconds": sample.values for name, sample in seconds.items()}
     raw |= {f"{name} bytes": fetched.values for name, (_, fetched) in samples.items()}
+    work = Path("$W")
+    commands = [
+        f"skopeo copy docker://LINK/{PLAIN} oci:$W/oci:latest && umoci unpack --image $W/oci:latest $W/bundle",
+        *(shown(PEER_COMMANDS[name](work / "bootstrap", work)) for name in titles),
+    ]
+    peer_shares = {title: share[name].median for name, title in titles.items()}
+    peer_times = {title: full / seconds[name].median for name, title in titles.items()}
+    links = {name: f"the link alone needs {samples[name][1].median / RATE:.1f} s for what is fetched"
+             for name in ("ours", "traced")}  # fmt: skip
     return [
         Row("R1", "bytes until the start / compressed image", share["ours"].text("%"),
-            "; ".join([*bytes_of_peers, *notes]), share["ours"].median, 8.5, larger=False, unit=" %", samples=raw),
+            "; ".join([*bytes_of_peers, *notes]), share["ours"].median, 8.5, larger=False, unit=" %", samples=raw,
+            peers=peer_shares, commands=commands),
         Row("R2", f"full pull ({full:.1f} s) / lazy start", seconds["ours"].text("s"),
-            "; ".join([*time_of_peers, *notes]), full / seconds["ours"].median, 9, larger=True, unit="×", samples=raw),
+            "; ".join([*time_of_peers, *notes]), full / seconds["ours"].median, 9, larger=True, unit="×", samples=raw,
+            peers=peer_times, limit=links["ours"]),
         Row("R1", "the same with a trace, image not rebuilt", share["traced"].text("%"),
-            "", share["traced"].median, 7.5, larger=False, unit=" %"),
+            "", share["traced"].median, 7.5, larger=False, unit=" %", peers=peer_shares),
         Row("R2", "the same with a trace", seconds["traced"].text("s"),
-            "", full / seconds["traced"].median, 12, larger=True, unit="×"),
+            "", full / seconds["traced"].median, 12, larger=True, unit="×", peers=peer_times,
+            limit=links["traced"]),
     ]  # fmt: skip
