@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,8 @@ CREATE TABLE blobs (
     PRIMARY KEY (blob, form)
 );
 """
+
+_TOUCH = "INSERT INTO blobs (blob, form, used) VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET used = excluded.used"
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,17 +167,24 @@ class State:
         return Digest.parse(rows[0][0]) if len(rows) == 1 else None
 
     def image(self, digest: Digest) -> ImageRecord | None:
-        return next((image for image in self.images() if image.digest == digest), None)
+        with self._lock:
+            row = self._db.execute(
+                "SELECT name, source, size, pinned, added, used FROM images WHERE digest = ?", (str(digest),)
+            ).fetchone()
+            blobs = self._db.execute(
+                "SELECT blob, size FROM image_blobs WHERE image = ? ORDER BY position", (str(digest),)
+            ).fetchall()
+        if row is None:
+            return None
+        name, source, size, pinned, *times = row
+        listed = tuple((Digest.parse(blob), length) for blob, length in blobs)
+        return ImageRecord(digest, name, source, size, listed, bool(pinned), *times)
 
     def payloads(self, image: Digest) -> dict[Form, Digest]:
         """The forms whose payload is stored, with the payload file's own digest."""
         with self._lock:
             rows = self._db.execute("SELECT form, sha256 FROM payloads WHERE image = ?", (str(image),)).fetchall()
         return {Form(form): Digest.parse(sha256) for form, sha256 in rows}
-
-    def touch_image(self, image: Digest) -> None:
-        with self._transaction() as db:
-            db.execute("UPDATE images SET used = ? WHERE digest = ?", (time.time(), str(image)))
 
     def pin_image(self, image: Digest, pinned: bool) -> None:
         with self._transaction() as db:
@@ -187,8 +196,11 @@ class State:
 
     # Mounts
 
-    def add_mount(self, record: MountRecord) -> None:
+    def add_mount(self, record: MountRecord, blobs: Sequence[Digest] = ()) -> None:
+        """Record a mount; its image and these blobs were used just now."""
         with self._transaction() as db:
+            db.execute("UPDATE images SET used = ? WHERE digest = ?", (record.made, str(record.image)))
+            db.executemany(_TOUCH, [(str(blob), record.form.value, record.made) for blob in blobs])
             db.execute(
                 "INSERT OR REPLACE INTO mounts VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (
@@ -219,10 +231,7 @@ class State:
         """These blobs were used just now."""
         now = time.time()
         with self._transaction() as db:
-            db.executemany(
-                "INSERT INTO blobs (blob, form, used) VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET used = excluded.used",
-                [(str(blob), form.value, now) for blob, form in blobs],
-            )
+            db.executemany(_TOUCH, [(str(blob), form.value, now) for blob, form in blobs])
 
     def set_proven(self, blob: Digest, form: Form) -> None:
         """The complete file was hashed and is the blob."""

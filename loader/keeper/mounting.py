@@ -97,11 +97,13 @@ class Mounter:
 
         def ended(failure: OSError | None) -> None:
             self._under_way.discard(record.target)
+            fenced = [item for item in self._state.fenced if item["target"] != record.target]
             if failure is not None:
                 self._state.mounts.pop(record.target, None)
-            else:
-                self._state.fenced = [item for item in self._state.fenced if item["target"] != record.target]
-            self._state.save()
+                self._state.save()
+            elif len(fenced) != len(self._state.fenced):
+                self._state.fenced = fenced
+                self._state.save()
             done(failure)
 
         def mount() -> None:

@@ -7,7 +7,7 @@ import os
 import shutil
 import struct
 import threading
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +47,8 @@ class Images:
         self._counters = counters
         self._starts = starts
         self._adding = threading.Lock()
+        self._fetching: dict[tuple[str, str, Form], Future[ImageRecord]] = {}
+        self._fetching_lock = threading.Lock()  # held for dictionary operations
         self._unpacking = threading.Lock()  # payloads that decompress to the limit take memory for one at a time
         self._tags: dict[str, tuple[Form, Digest]] = {}
         self.reload()
@@ -84,8 +86,8 @@ class Images:
             return known
         try:
             if known and by_id:
-                return self._fetch(known.source, known.name, form)
-            return self._fetch(reference, reference, form)
+                return self._fetch_once(known.source, known.name, form)
+            return self._fetch_once(reference, reference, form)
         except RegistryError as error:
             if known and here:
                 log.warning("%s: %s; using what is here, %s", text, error, known.digest)
@@ -94,6 +96,24 @@ class Images:
 
     def _has_payload(self, image: Digest, form: Form) -> bool:
         return form in self._state.payloads(image) and self._layout.payload(image, form).exists()
+
+    def _fetch_once(self, reference: str, name: str, form: Form) -> ImageRecord:
+        """Fetch; who asks for the same meanwhile gets what is found: many starts of an image cost one lookup."""
+        key, mine = (reference, name, form), Future[ImageRecord]()
+        with self._fetching_lock:
+            running = self._fetching.setdefault(key, mine)
+        if running is not mine:
+            return running.result()
+        try:
+            record = self._fetch(reference, name, form)
+            mine.set_result(record)
+            return record
+        except BaseException as error:
+            mine.set_exception(error)
+            raise
+        finally:
+            with self._fetching_lock:
+                del self._fetching[key]
 
     def _fetch(self, reference: str, name: str, form: Form) -> ImageRecord:
         source = self._sources.open(repository(reference))
@@ -123,10 +143,20 @@ class Images:
             tuple((blob.digest, blob.size) for blob in artifact.blobs),
         )
         with self._adding:
+            known = self._state.image(record.digest)
             self._state.add_image(record, form, sha256)
             write_record(self._layout, self._state, record.digest)
-            self.reload()
+            if known is None or known.source == record.source:
+                self._learn(record)
+            else:
+                self.reload()
         return record
+
+    def _learn(self, record: ImageRecord) -> None:
+        """Where an image's blobs are, and their tags."""
+        blobs = [blob for blob, _ in record.blobs]
+        self._sources.add(repository(record.source), blobs)
+        self._tags |= tags(set(blobs))
 
     def _store(self, image: Digest, form: Form, payload: bytes, tables: tuple[FrameTable, ...]) -> None:
         for table in tables:

@@ -88,9 +88,7 @@ class Mounting:
                     self._starts.fetch(image.digest, [files[-1] if files else None for files in opened])
             except CallError as error:
                 raise as_loader_error(error, f"mounting {image.name} on {target}") from None
-            self._state.add_mount(record)
-            self._state.touch_image(image.digest)
-            self._state.touch_blobs([(table.blob_digest, form) for table in payload.tables])
+            self._state.add_mount(record, [table.blob_digest for table in payload.tables])
         return record
 
     def _existing(self, target: str) -> MountRecord | None:
@@ -184,23 +182,18 @@ class Mounting:
             return 0
         released = 0
         with self._lock:
+            images = {image.digest: image for image in self._state.images()}
             wanted = {
-                (table.blob_digest, mount.form)
+                (blob, mount.form)
                 for mount in self._state.mounts()
-                for table in self._tables(mount.image, mount.form)
+                if mount.image in images
+                for blob, _ in images[mount.image].blobs
             }
             for file in self._objects.files():
                 key = (file.blob, file.form)
                 if key not in wanted and not self._held[key] and self._unused(file):
                     released += self._release(file)
         return released
-
-    def _tables(self, image: Digest, form: Form) -> tuple[FrameTable, ...]:
-        try:
-            return self._images.payload(image, form)[1].tables
-        except (LoaderError, FormatError, IntegrityError, OSError) as error:
-            log.warning("%s: %s", image, error)
-            return ()
 
     def _unused(self, file: CacheFile) -> bool:
         """Whether our descriptor is the only one: the kernel grants a write lease on nothing less.
