@@ -40,10 +40,11 @@ _AUFS = re.compile(rb"(?:^|/)\.wh\.\.wh\.(?!\.opq\Z)")
 
 @dataclass(slots=True)
 class Options:
-    """How a layer becomes a blob. Both decide its bytes except `threads`."""
+    """How a layer becomes a blob. Only `level` decides the blob's bytes."""
 
     level: int = DEFAULT_LEVEL  # zstd
     threads: int = 2
+    fingerprints: bool = False  # give every file its fingerprint
 
 
 class Entry(NamedTuple):
@@ -89,7 +90,7 @@ def build_layer(
     ):
         packer = Packer(writer, base)
         reader = TarReader(chunks)
-        builder = LayerBuilder(packer)
+        builder = LayerBuilder(packer, fingerprints=options.fingerprints)
         for count, entry in enumerate(reader):
             if count >= MAX_ENTRIES:
                 raise UnsupportedError(f"more than {MAX_ENTRIES} entries in one layer")
@@ -102,8 +103,9 @@ def build_layer(
 class LayerBuilder:
     """Collects entries while their data go to the packer."""
 
-    def __init__(self, packer: Packer) -> None:
+    def __init__(self, packer: Packer, *, fingerprints: bool = False) -> None:
         self._packer = packer
+        self._fingerprints = fingerprints
         self._entries: list[Entry] = []
         self._files: list[Node] = []
         self._places: list[FileRef] = []
@@ -151,6 +153,8 @@ class LayerBuilder:
         locate = self._packer.pieces.locate(blob or Blob())
         for node, file in zip(self._files, self._places, strict=True):
             node.extents = locate(file, node.size)
+            if self._fingerprints:
+                node.fingerprint = self._packer.pieces.fingerprint(file, node.size)
         return Layer(self._entries, blob, self._packer.pieces.contents())
 
 

@@ -56,6 +56,7 @@ class Node:
     target: bytes = b""  # symlinks
     rdev: tuple[int, int] = (0, 0)  # major, minor of devices
     xattrs: dict[bytes, bytes] = field(default_factory=dict)  # full names, e.g. b"security.capability"
+    fingerprint: bytes = b""  # of a regular file's bytes (fingerprint.py), where the image is to carry them
     children: dict[bytes, Node] | None = None  # directories
 
     @property

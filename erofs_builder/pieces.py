@@ -13,6 +13,7 @@ from typing import NamedTuple
 from erofs_builder.contents import Contents
 from erofs_builder.digest import Digest
 from erofs_builder.errors import ArtifactError
+from erofs_builder.fingerprint import fingerprint
 from erofs_builder.model import Blob, Extent
 
 HOLE = -1
@@ -113,6 +114,14 @@ class Pieces:
     def digest(self, number: int) -> bytes:
         """The sha256 of a piece."""
         return bytes(self._digests[32 * number : 32 * number + 32])
+
+    def fingerprint(self, file: FileRef, size: int) -> bytes:
+        """The fingerprint of a file's content (b"" of an empty one)."""
+        if isinstance(file, CutFile) and not file.runs:
+            return b""
+        runs, lengths = (file.runs, file.lengths) if isinstance(file, CutFile) else ((file,), (size,))
+        digests = [None if run == HOLE else self.digest(run) for run in runs]
+        return fingerprint(zip(lengths, digests, strict=True))
 
     def contents(self) -> Contents:
         """What the blob itself holds. After `settle`."""

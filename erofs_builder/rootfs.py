@@ -38,7 +38,9 @@ def build_rootfs(
     """
     options = options or Options()
     with BlobWriter(blob_out, level=options.level, threads=options.threads) as writer:
-        walk = _Walk(LayerBuilder(packer := Packer(writer, base)), packer, on_progress)
+        packer = Packer(writer, base)
+        builder = LayerBuilder(packer, fingerprints=options.fingerprints)
+        walk = _Walk(builder, packer, on_progress)
         walk.directory(os.fsencode(Path(directory)), b"")
         return walk.builder.finish()
 

@@ -7,9 +7,11 @@ import stat
 import struct
 from functools import lru_cache
 
+from erofs_builder import fingerprint
 from erofs_builder.contents import decode_contents, encode_contents
 from erofs_builder.digest import Digest
 from erofs_builder.erofs.reader import Reader
+from erofs_builder.erofs.sharing import announce_fingerprints, has_fingerprints
 from erofs_builder.erofs.writer import write_metadata
 from erofs_builder.errors import FormatError, FrameTableError, IntegrityError
 from erofs_builder.frames import BLOCK, FrameTable
@@ -127,6 +129,8 @@ def sound_image(form: Form) -> tuple[bytes, tuple[FrameTable, ...]]:
         b"two": Node(stat.S_IFREG, size=9, extents=(Extent(blob, 1, BLOCK, 9),), xattrs=attributes),
     }
     children[b"two too"] = children[b"two"]
+    for name in (b"cut", b"one", b"two"):
+        children[name].fingerprint = name.ljust(fingerprint.SIZE)
     metadata = write_metadata(Node(stat.S_IFDIR | 0o755, children=children), form, [blob])
     return metadata.erofs, tuple(table for table in [blob.table] if table)
 
@@ -150,6 +154,9 @@ def erofs(data: bytes) -> None:
     for path, node in walk(root):
         assert b"\0" not in path and b".." not in path.split(b"/")
         check_extents(node)
+        assert len(node.fingerprint) in (0, fingerprint.SIZE)
+    if has_fingerprints(image):
+        assert len(announce_fingerprints(bytes(image))) == BLOCK
 
 
 def check_extents(node: Node) -> None:

@@ -23,6 +23,7 @@ XATTR_PREFIXES = {
     4: b"trusted.",
     6: b"security.",
 }
+FINGERPRINT = 5
 FILE_TYPES = {
     stat.S_IFREG: 1,
     stat.S_IFDIR: 2,
@@ -49,6 +50,7 @@ class Entry:
     rdev: tuple[int, int] | None = None
     target: bytes | None = None
     content: str | None = None
+    fingerprint: bytes = b""
 
 
 class Tree:
@@ -79,7 +81,12 @@ class Tree:
         # Kernel: the CRC without its final inversion, over the rest of the block, with its own field as zero.
         require(stored ^ 0xFFFFFFFF == crc32c(block[:4] + bytes(4) + block[8:]), "superblock: checksum")
         require(block[12] == 12, "superblock: block size")
-        require(block[13] == 0 and block[90] == 0, "superblock: slots or directory blocks")
+        require(block[13] == 0 and block[90:92] == b"\0\0", "superblock: slots, directory blocks or prefixes")
+        (start,) = struct.unpack("<I", block[92:96])
+        self.has_fingerprints = start == 255
+        require(start in (0, 255), "superblock: place of the prefix")
+        if self.has_fingerprints:
+            require(self._data[1020:1024] == b"\1\0\5\0", "superblock: prefix of fingerprints")
         self._root_nid, self._inodes, self._epoch, self._nsec = struct.unpack("<HQqI", block[14:36])
         blocks, meta_block, xattr_block = struct.unpack("<III", block[36:48])
         require(blocks * BLOCK == len(self._data), "superblock: number of blocks")
@@ -155,9 +162,12 @@ class Tree:
     @staticmethod
     def _xattr(data: bytes, at: int) -> tuple[bytes, bytes, int]:
         name_size, prefix, value_size = struct.unpack("<BBH", take(data, at, 4, "xattr"))
-        require(prefix in XATTR_PREFIXES, "xattr: prefix")
         raw = take(data, at + 4, name_size + value_size, "xattr")
         end = at + 4 + -(-(name_size + value_size) // 4) * 4
+        if prefix == FINGERPRINT:
+            require(name_size == 0 and value_size == 24, "xattr: fingerprint")
+            return b"", raw, end
+        require(prefix in XATTR_PREFIXES, "xattr: prefix")
         return XATTR_PREFIXES[prefix] + raw[:name_size], raw[name_size:], end
 
     def _flat(self, inode: Inode) -> bytes:
@@ -222,8 +232,13 @@ class Tree:
 
     def _entry(self, nid: int) -> Entry:
         inode = self.inode(nid)
-        entry = Entry(nid, inode.mode, inode.uid, inode.gid, inode.mtime, inode.nlink, inode.size, inode.xattrs)
+        xattrs = dict(inode.xattrs)
+        fingerprint = xattrs.pop(b"", b"")
+        entry = Entry(nid, inode.mode, inode.uid, inode.gid, inode.mtime, inode.nlink, inode.size, xattrs)
         kind = stat.S_IFMT(inode.mode)
+        entry.fingerprint = fingerprint
+        allowed = self.has_fingerprints and kind == stat.S_IFREG and inode.size
+        require(bool(allowed) or not fingerprint, "fingerprint where none can be")
         if kind == stat.S_IFREG:
             entry.content = self._hash(nid)
         elif kind == stat.S_IFLNK:

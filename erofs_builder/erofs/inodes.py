@@ -13,7 +13,9 @@ from erofs_builder.erofs.source import Source
 from erofs_builder.errors import ErofsError
 
 _U16 = Struct("<H")
-_PREFIXES = dict(on_disk.XATTR_PREFIXES)
+# The fingerprint among the attributes that are read; no name in an image can be this.
+FINGERPRINT_NAME = b"fingerprint"
+_PREFIXES = dict(on_disk.XATTR_PREFIXES) | {on_disk.XATTR_INDEX_FINGERPRINT: FINGERPRINT_NAME}
 _LAYOUTS = (
     on_disk.INODE_FLAT_PLAIN,
     on_disk.INODE_COMPRESSED_FULL,

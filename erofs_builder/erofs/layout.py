@@ -25,11 +25,14 @@ ROOT_NID_MAX = 0xFFFF
 FEATURE_COMPAT_SB_CHKSUM = 0x1
 FEATURE_COMPAT_MTIME = 0x2
 FEATURE_COMPAT_XATTR_FILTER = 0x4
+FEATURE_COMPAT_PLAIN_XATTR_PFX = 0x10
+FEATURE_COMPAT_ISHARE_XATTRS = 0x20
 FEATURE_INCOMPAT_ZERO_PADDING = 0x1
 FEATURE_INCOMPAT_COMPR_CFGS = 0x2
 FEATURE_INCOMPAT_CHUNKED_FILE = 0x4
 FEATURE_INCOMPAT_DEVICE_TABLE = 0x8
 FEATURE_INCOMPAT_FRAGMENTS = 0x20  # also says that frames may be shared (DEDUPE)
+FEATURE_INCOMPAT_XATTR_PREFIXES = 0x40
 
 INODE_LAYOUT_COMPACT = 0
 INODE_LAYOUT_EXTENDED = 1
@@ -63,6 +66,9 @@ XATTR_PREFIXES = (  # index, prefix; the two ACL names have no suffix
     (4, b"trusted."),
     (6, b"security."),
 )
+# Lustre's: the format has it, no kernel lists or gives away what is in it.
+XATTR_INDEX_FINGERPRINT = 5
+XATTR_PREFIX_START = 255  # in units of 4 bytes: where the one long prefix lies, right before the superblock
 XATTR_FILTER_SEED = 0x25BBE08F
 XATTR_FILTER_DEFAULT = 0xFFFFFFFF
 XATTR_VALUE_MAX = 0xFFFF
@@ -91,6 +97,7 @@ DIRENT = Struct("<QHBB")
 DEVICE_SLOT = Struct("<64sIIHH52x")
 XATTR_IBODY_HEADER = Struct("<IB7x")
 XATTR_ENTRY = Struct("<BBH")
+XATTR_LONG_PREFIX = Struct("<HBx")  # length of base index and infix; the infix is empty
 CHUNK_INDEX = Struct("<HHI")  # blkaddr_hi, device_id, blkaddr_lo
 Z_MAP_HEADER = Struct("<IHBB")  # fragmentoff, advise, algorithmtype, clusterbits
 Z_LCLUSTER_INDEX = Struct("<HHI")  # advise, clusterofs, blkaddr

@@ -8,8 +8,17 @@ from __future__ import annotations
 import stat
 from collections.abc import Sequence
 
+from erofs_builder import fingerprint
 from erofs_builder.erofs import layout as on_disk
-from erofs_builder.erofs.inodes import Entry, Inode, XattrReader, read_directory, read_flat, read_inode
+from erofs_builder.erofs.inodes import (
+    FINGERPRINT_NAME,
+    Entry,
+    Inode,
+    XattrReader,
+    read_directory,
+    read_flat,
+    read_inode,
+)
 from erofs_builder.erofs.layout import BLOCK, BLOCK_BITS, DEVICE_SLOT, DEVICE_SLOT_SIZE, SUPER_OFFSET, Superblock
 from erofs_builder.erofs.mapping import DecodedMapper, Device, EncodedMapper, Mapper
 from erofs_builder.erofs.source import Source
@@ -100,6 +109,11 @@ class Reader:
         node = Node(inode.mode, inode.uid, inode.gid, inode.mtime, inode.mtime_nsec)
         node.xattrs = self._xattrs.read(inode)
         kind = stat.S_IFMT(inode.mode)
+        node.fingerprint = node.xattrs.pop(FINGERPRINT_NAME, b"")
+        if node.fingerprint:
+            fits = kind == stat.S_IFREG and inode.size and len(node.fingerprint) == fingerprint.SIZE
+            if not fits or not self.superblock.xattr_prefix_start:
+                raise ErofsError(f"{inode}: a fingerprint of {len(node.fingerprint)} bytes where none can be")
         if kind == stat.S_IFREG:
             node.size = inode.size
             if inode.size:
@@ -152,6 +166,8 @@ def read_superblock(erofs: bytes, form: Form) -> Superblock:
         )
     if superblock.blkszbits != BLOCK_BITS or superblock.sb_extslots or superblock.dirblkbits:
         raise ErofsError("superblock: unknown block or directory block size, or extension slots")
+    if superblock.xattr_prefix_count or superblock.xattr_prefix_start not in (0, on_disk.XATTR_PREFIX_START):
+        raise ErofsError("superblock: long prefixes of attributes")
     if superblock.blocks << BLOCK_BITS != len(erofs) or superblock.fixed_nsec >= 1_000_000_000:
         raise ErofsError(f"superblock: {superblock.blocks} blocks, but {len(erofs)} bytes")
     return superblock

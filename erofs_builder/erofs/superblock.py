@@ -26,6 +26,7 @@ class Fields(NamedTuple):
     root_nid: int
     packed_nid: int
     xattr_blkaddr: int
+    fingerprints: bool
 
 
 @dataclass(slots=True)
@@ -86,6 +87,9 @@ def write_head(image: bytearray, form: Form, fields: Fields, devices: Devices) -
             image[offset + number * DEVICE_SLOT_SIZE : offset + (number + 1) * DEVICE_SLOT_SIZE] = slot
     if form is Form.ENCODED:
         on_disk.Z_ZSTD_CFGS.pack_into(image, _HEAD_END, 6, 0, on_disk.Z_ZSTD_WINDOW_BITS - 10)
+    if fields.fingerprints:
+        prefix = on_disk.XATTR_LONG_PREFIX.pack(1, on_disk.XATTR_INDEX_FINGERPRINT)
+        image[on_disk.XATTR_PREFIX_START * 4 : SUPER_OFFSET] = prefix
     superblock = _superblock(form, fields, devices, with_table)
     image[SUPER_OFFSET:_HEAD_END] = superblock.pack()
     image[_UUID_START:_UUID_END] = _uuid(image)
@@ -124,7 +128,7 @@ def _superblock(form: Form, fields: Fields, devices: Devices, with_table: bool) 
         devt_slotoff=_table_offset(form) // DEVICE_SLOT_SIZE if with_table else 0,
         dirblkbits=0,
         xattr_prefix_count=0,
-        xattr_prefix_start=0,
+        xattr_prefix_start=on_disk.XATTR_PREFIX_START if fields.fingerprints else 0,  # off until sharing.py
         packed_nid=fields.packed_nid,
         xattr_filter_reserved=0,
         ishare_xattr_prefix_id=0,

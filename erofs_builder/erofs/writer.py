@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from erofs_builder import fingerprint
 from erofs_builder.erofs import dirs
 from erofs_builder.erofs import layout as on_disk
 from erofs_builder.erofs.chunks import DecodedFiles
@@ -83,6 +84,7 @@ class _Writer:
         self.candidates = list(blobs)
         self.devices = Devices(form, [], device_table)
         self.packed: Node | None = None
+        self.fingerprints = False
         self.epoch, self.fixed_nsec = 0, 0
         self.formats = bytearray(len(self.tree.nodes) + 1)
         self.offsets = array("Q", bytes(8 * (len(self.tree.nodes) + 1)))
@@ -101,6 +103,7 @@ class _Writer:
                     self.xattrs.add(node.xattrs)
                 if stat.S_ISREG(node.mode):
                     self.files.note(node)
+                    self.fingerprints |= bool(node.fingerprint)
                     used.update([extent.blob for extent in node.extents if extent.blob is not None])
             except (UnsupportedError, ValueError) as error:
                 raise type(error)(f"{self.tree.path(node)}: {error}") from None
@@ -148,9 +151,7 @@ class _Writer:
         """(bytes of inode and xattrs, data layout, bytes behind them, whole blocks elsewhere); sets the version bit."""
         extended = self._is_extended(number, node)
         self.formats[number] = extended
-        head = (_EXTENDED_SIZE if extended else _COMPACT_SIZE) + (
-            len(self.xattrs.body(node.xattrs)) if node.xattrs else 0
-        )
+        head = (_EXTENDED_SIZE if extended else _COMPACT_SIZE) + len(self._attributes(node))
         if stat.S_ISREG(node.mode):
             return (head, *self.files.measure(node), 0)
         if node.is_dir:
@@ -163,6 +164,9 @@ class _Writer:
         if tail and head + tail <= BLOCK:
             return head, INODE_FLAT_INLINE, tail, size >> BLOCK_BITS
         return head, INODE_FLAT_PLAIN, 0, blocks_of(size)
+
+    def _attributes(self, node: Node) -> bytes:
+        return self.xattrs.body(node.xattrs, node.fingerprint) if node.xattrs or node.fingerprint else b""
 
     def _is_extended(self, number: int, node: Node) -> bool:
         return (
@@ -207,13 +211,14 @@ class _Writer:
             root_nid=self.offsets[0] >> ISLOT_BITS,
             packed_nid=self.offsets[-1] >> ISLOT_BITS,
             xattr_blkaddr=self.shared_area if self.xattrs.area else 0,
+            fingerprints=self.fingerprints,
         )
         write_head(image, self.form, fields, self.devices)
         return image
 
     def _encode_node(self, image: bytearray, number: int, node: Node) -> None:
         kind = stat.S_IFMT(node.mode)
-        xattrs = self.xattrs.body(node.xattrs) if node.xattrs else b""
+        xattrs = self._attributes(node)
         if kind == stat.S_IFREG:
             self._write_inode(image, number, node, self.tree.nlink(number), node.size, xattrs, self.files.body(node))
         elif kind == stat.S_IFDIR:
@@ -289,6 +294,8 @@ def _check(node: Node) -> None:
     kind = node.mode & 0o170000
     if kind not in FILE_TYPES or node.mode > 0xFFFF:
         raise UnsupportedError(f"mode {node.mode:o} is of no known file type")
+    if node.fingerprint and (kind != stat.S_IFREG or not node.size or len(node.fingerprint) != fingerprint.SIZE):
+        raise ValueError("only regular files that have bytes have fingerprints")
     if node.is_dir != (node.children is not None):
         raise ValueError("directories, and only they, have children")
     if not -(1 << 63) <= node.mtime < 1 << 63 or not 0 <= node.mtime_nsec < 1_000_000_000:

@@ -12,6 +12,7 @@ from erofs_builder.erofs.layout import (
     XATTR_FILTER_SEED,
     XATTR_IBODY_HEADER,
     XATTR_IBODY_HEADER_SIZE,
+    XATTR_INDEX_FINGERPRINT,
     XATTR_PREFIXES,
     XATTR_SHARED_MAX,
     XATTR_VALUE_MAX,
@@ -58,9 +59,17 @@ class XattrTable:
         for key in self._sets:
             self._sets[key] = self._encode_body(key)
 
-    def body(self, xattrs: dict[bytes, bytes]) -> bytes:
-        """The bytes between an inode and its data."""
-        return self._sets[tuple(sorted(xattrs.items()))]
+    def body(self, xattrs: dict[bytes, bytes], fingerprint: bytes = b"") -> bytes:
+        """The bytes between an inode and its data. A fingerprint that leaves the attributes no room is left out."""
+        body = self._sets[tuple(sorted(xattrs.items()))] if xattrs else b""
+        if not fingerprint:
+            return body
+        head = body[:XATTR_IBODY_HEADER_SIZE] or XATTR_IBODY_HEADER.pack(XATTR_FILTER_DEFAULT, 0)
+        name_filter, shared = XATTR_IBODY_HEADER.unpack(head)
+        head = XATTR_IBODY_HEADER.pack(name_filter & ~(1 << _FINGERPRINT_BIT), shared)
+        entry = XATTR_ENTRY.pack(0, XATTR_INDEX_FINGERPRINT, len(fingerprint)) + fingerprint
+        whole = head + body[XATTR_IBODY_HEADER_SIZE:] + entry
+        return whole if icount(whole) <= _ICOUNT_MAX else body
 
     def _encode_body(self, key: tuple[Pair, ...]) -> bytes:
         shared = [self._shared[pair] for pair in key if pair in self._shared]
@@ -139,6 +148,9 @@ def xxh32(data: bytes, seed: int) -> int:
 def _rotate(value: int, bits: int) -> int:
     value &= _MASK
     return (value << bits | value >> (32 - bits)) & _MASK
+
+
+_FINGERPRINT_BIT = xxh32(b"", XATTR_FILTER_SEED + XATTR_INDEX_FINGERPRINT) & 31
 
 
 def _check(name: bytes, value: bytes) -> None:

@@ -81,6 +81,8 @@ def _json_line(path: bytes, node: Node, links: Counter[int], first: bytes) -> st
         document["rdev"] = list(node.rdev)
     if node.xattrs:
         document["xattrs"] = {_text(k): base64.b64encode(v).decode() for k, v in sorted(node.xattrs.items())}
+    if node.fingerprint:
+        document["fingerprint"] = node.fingerprint.hex()
     if first != path:
         document["link"] = _text(b"/" + first)
     return json.dumps(document, separators=(",", ":"))

@@ -36,6 +36,8 @@ def _show(descriptor: Descriptor, artifact: Artifact, found: Survey) -> None:
     click.echo(f"subject   {artifact.subject.digest if artifact.subject else '-'}")
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in found.kinds.most_common())
     click.echo(f"inodes    {found.inodes:,} under {found.names:,} names: {kinds}; {found.xattrs:,} xattrs")
+    if found.fingerprints:
+        click.echo(f"          {found.fingerprints:,} fingerprints: kernels of 7.0 and later can share page cache")
     for form, item in artifact.metadata.items():
         plain = int(item.annotations.get(PAYLOAD_SIZE_ANNOTATION, "0"))
         each = item.size / max(found.inodes, 1)
@@ -77,6 +79,7 @@ def _document(descriptor: Descriptor, artifact: Artifact, found: Survey) -> dict
         "names": found.names,
         "kinds": dict(found.kinds),
         "xattrs": found.xattrs,
+        "fingerprints": found.fingerprints,
         "file_bytes": found.file_bytes,
         "hole_bytes": found.hole_bytes,
         "stored_bytes": sum(use.bytes for use in found.blobs),

@@ -13,6 +13,7 @@ from erofs_builder.contents import Contents, Piece
 from erofs_builder.digest import Digest
 from erofs_builder.erofs.flat import decode_frame
 from erofs_builder.errors import ErofsError, IntegrityError
+from erofs_builder.fingerprint import fingerprint
 from erofs_builder.frames import BLOCK, Frame, FrameTable
 from erofs_builder.model import Blob, Node
 from erofs_builder.payload import Form
@@ -49,6 +50,7 @@ class Report:
     frames: int = 0
     bytes: int = 0
     pieces: int = 0
+    fingerprints: int = 0
     forms: list[str] = field(default_factory=list)
     damage: list[Damage] = field(default_factory=list)
 
@@ -66,6 +68,7 @@ def check_artifact(source: ImageSource, artifact: Artifact, progress: Progress, 
     tree = next(iter(trees.values()))
     report.inodes = sum(1 for _ in inodes(tree.root))
     pieces = _pieces_by_frame(source, artifact, tree)
+    report.fingerprints = _check_fingerprints(tree, pieces)
     with ThreadPoolExecutor(threads) as pool:
         for number, descriptor in enumerate(artifact.blobs):
             table = tree.payload.tables[number]
@@ -97,7 +100,7 @@ def _compare_forms(trees: dict[Form, Tree]) -> None:
 
 def _facts(node: Node, numbers: dict[Blob, int]) -> tuple[object, ...]:
     own = (node.mode, node.uid, node.gid, node.mtime, node.mtime_nsec, node.size, node.target, node.rdev, node.xattrs)
-    return (*own, tuple(_places(node, numbers)))
+    return (*own, node.fingerprint, tuple(_places(node, numbers)))
 
 
 def _places(node: Node, numbers: dict[Blob, int]) -> Iterator[tuple[int, int, int]]:
@@ -134,6 +137,30 @@ def _pieces_by_frame(source: ImageSource, artifact: Artifact, tree: Tree) -> lis
             frames.setdefault(piece.frame, []).append(piece)
         found.append(frames)
     return found
+
+
+def _check_fingerprints(tree: Tree, pieces: list[dict[int, list[Piece]]]) -> int:
+    """Hold each file's fingerprint against the pieces that it is made of, whose digests are checked elsewhere."""
+    count = 0
+    digests = [
+        {(piece.frame, piece.offset, piece.length): piece.digest for found in frames.values() for piece in found}
+        for frames in pieces
+    ]
+    numbers = {blob: number for number, blob in enumerate(tree.blobs)}
+    for path, node in inodes(tree.root):
+        if not node.fingerprint:
+            continue
+        parts: list[tuple[int, bytes | None]] = []
+        for extent in node.extents:
+            if extent.blob is None:
+                parts.append((extent.length, None))
+                continue
+            place = (extent.frame, extent.frame_offset, extent.length)
+            parts.append((extent.length, digests[numbers[extent.blob]].get(place, b"?")))
+        if fingerprint(parts) != node.fingerprint:
+            raise IntegrityError(f"{show_path(path)}: its fingerprint is not that of its content")
+        count += 1
+    return count
 
 
 class _BlobCheck:

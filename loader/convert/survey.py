@@ -56,6 +56,7 @@ class Survey:
     file_bytes: int = 0
     hole_bytes: int = 0
     xattrs: int = 0
+    fingerprints: int = 0
     blobs: list[BlobUse] = field(default_factory=list)
     largest: list[tuple[int, bytes]] = field(default_factory=list)  # (size, path), the largest first
 
@@ -91,6 +92,7 @@ def survey(tree: Tree, top: int) -> Survey:
         result.xattrs += len(node.xattrs)
         if stat.S_ISREG(node.mode):
             result.file_bytes += node.size
+            result.fingerprints += bool(node.fingerprint)
             sizes.append((node.size, path))
             _count_extents(node, result, uses, places)
     result.largest = sorted(sizes, key=lambda item: (-item[0], item[1]))[:top]

@@ -8,6 +8,7 @@ import stat
 import struct
 from dataclasses import dataclass, field
 
+from erofs_builder import fingerprint
 from erofs_builder.frames import BLOCK
 from erofs_builder.model import Extent, Node
 from tests.support.sample_blobs import FRAME, SampleBlob
@@ -205,6 +206,11 @@ def _owners_and_times() -> Node:
 def _content_node(tree: OddTree, content: bytes, extents: tuple[Extent, ...]) -> Node:
     node = _file()
     node.size, node.extents = len(content), extents
+    if node.size % 3 == 1:  # nothing that is seen of a file depends on whether it has one
+        node.fingerprint = hashlib.sha256(content).digest()[: fingerprint.SIZE]
+    if node.size % 3 == 2:
+        node.xattrs = {b"user.size": b"%d" % node.size, b"user.common": b"x" * 500}
+        node.fingerprint = hashlib.sha256(content).digest()[: fingerprint.SIZE]
     tree.contents[id(node)] = content
     return node
 

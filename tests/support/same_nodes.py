@@ -22,6 +22,7 @@ def describe(root: Node) -> dict[bytes, dict[str, Any]]:
             "target": node.target,
             "rdev": node.rdev,
             "xattrs": dict(sorted(node.xattrs.items())),
+            "fingerprint": node.fingerprint,
             "extents": [(str(extent.blob.digest) if extent.blob else None, *extent[1:]) for extent in node.extents],
             "link": first.setdefault(id(node), path),
         }
