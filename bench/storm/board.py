@@ -1,4 +1,6 @@
-"""What readers report, in memory that they share with the storm: one row of numbers a reader, and a flag for all."""
+"""What readers report, in memory that they share with the storm: one row of numbers a reader; for all of them a flag
+and how many kills there were.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,14 @@ from typing import NamedTuple
 
 METHODS = ("read", "mmap", "direct", "sendfile", "exec")
 FORMS = ("encoded", "decoded")
-_ROW = struct.Struct("=d8Qd")
-_FLAG = 0
+_ROW = struct.Struct("=d8QdQ")
+_KILLS = struct.Struct("=Q")
+_FLAG, _KILLS_AT = 0, 8
 
 
 class Row(NamedTuple):
-    """One reader. `since`: when its current operation began (0: none); `longest`: its longest operation, seconds."""
+    """One reader. `since`: when its current operation began (0: none); `longest`: its longest operation, seconds, and
+    `kills` how many kills there were during it."""
 
     since: float = 0.0
     read: int = 0
@@ -26,6 +30,7 @@ class Row(NamedTuple):
     wrong_encoded: int = 0
     wrong_decoded: int = 0
     longest: float = 0.0
+    kills: int = 0
 
 
 class Board:
@@ -46,6 +51,14 @@ class Board:
     @paused.setter
     def paused(self, value: bool) -> None:
         self._map[_FLAG] = value
+
+    @property
+    def kills(self) -> int:
+        return int(_KILLS.unpack_from(self._map, _KILLS_AT)[0])
+
+    @kills.setter
+    def kills(self, value: int) -> None:
+        _KILLS.pack_into(self._map, _KILLS_AT, value)
 
     def __getitem__(self, number: int) -> Row:
         return Row(*_ROW.unpack_from(self._map, 4096 + number * _ROW.size))

@@ -1,12 +1,13 @@
-"""One reader: `python -m bench.storm.reader BOARD READERS NUMBER SPEC`, until its standard input ends.
+"""Readers: `python -m bench.storm.reader BOARD READERS SPEC` forks them; they end with their standard input.
 
-It reads files of the mounts in five ways, each time another, and compares every byte with the tree that the image was
+Each reads files of the mounts in five ways, each time another, and compares every byte with the tree that the image was
 made from. SPEC is JSON: [[mount, form, tree, [path, …]], …].
 """
 
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import mmap
 import os
@@ -16,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from bench.storm.board import METHODS, Board
@@ -23,6 +25,7 @@ from bench.storm.images import TOOL
 
 _SLICE = 128 << 10
 _PAGE = 4096
+_PAUSE = 0.5  # seconds that a reader waits at most between two operations
 
 
 class WrongBytesError(Exception):
@@ -112,7 +115,7 @@ def by_mmap(path: Path, source: int, rng: random.Random) -> None:
 def by_exec(path: Path, source: int, rng: random.Random) -> None:
     """Run the image's program. A wrong byte in its code may do anything: only its right output counts."""
     root = Path(str(path)[: -len(TOOL)])
-    expected = subprocess.run([f"/proc/{os.getpid()}/fd/{source}"], capture_output=True, check=True).stdout
+    expected = _output_of(os.readlink(f"/proc/self/fd/{source}"))  # noqa: PTH115
     try:
         done = subprocess.run([root / TOOL], capture_output=True)
     except OSError as error:
@@ -130,19 +133,24 @@ def by_exec(path: Path, source: int, rng: random.Random) -> None:
         raise WrongBytesError(f"{path}: executed: {done.returncode} {done.stdout!r}")
 
 
+@functools.cache
+def _output_of(program: str) -> bytes:
+    return subprocess.run([program], capture_output=True, check=True).stdout
+
+
 _CALLS = dict(zip(METHODS, (by_read, by_mmap, by_direct, by_sendfile, by_exec), strict=True))
 
 
 def run(board: Board, number: int, spec: list[tuple[str, str, str, list[str]]]) -> None:
     rng = random.Random(number)
-    while not select.select([0], [], [], rng.uniform(0, 0.25))[0]:
+    while not select.select([0], [], [], rng.uniform(0, _PAUSE))[0]:
         if board.paused:
             continue
         mount, form, tree, paths = rng.choice(spec)
         method = METHODS[(number + rng.randrange(2)) % len(METHODS)]
         path = TOOL if method == "exec" else rng.choice(paths)
         row = board[number]
-        began = time.monotonic()
+        began, kills = time.monotonic(), board.kills
         board[number] = row._replace(since=began)
         changes: dict[str, int] = {method: getattr(row, method) + 1}
         source = os.open(Path(tree, path), os.O_RDONLY)
@@ -156,9 +164,28 @@ def run(board: Board, number: int, spec: list[tuple[str, str, str, list[str]]]) 
             changes["errors"] = row.errors + 1
         finally:
             os.close(source)
-        longest = max(row.longest, time.monotonic() - began)
-        board[number] = row._replace(since=0.0, longest=longest, **changes)
+        board[number] = row = row._replace(since=0.0, **changes)
+        if (took := time.monotonic() - began) > row.longest:
+            board[number] = row._replace(longest=took, kills=board.kills - kills)
+
+
+def fork_readers(board: Board, spec: list[tuple[str, str, str, list[str]]]) -> int:
+    """Run them all; how many ended otherwise than they should."""
+    children = []
+    for number in range(board.readers):
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                run(board, number, spec)
+                status = 0
+            except Exception:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        children.append(child)
+    return sum(os.waitpid(child, 0)[1] != 0 for child in children)
 
 
 if __name__ == "__main__":
-    run(Board(Path(sys.argv[1]), int(sys.argv[2])), int(sys.argv[3]), json.loads(sys.argv[4]))
+    sys.exit(min(1, fork_readers(Board(Path(sys.argv[1]), int(sys.argv[2])), json.loads(sys.argv[3]))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import http.client
 import json
@@ -164,18 +165,40 @@ class Victim:
                 os.waitpid(pid, 0)
 
     def descriptors(self) -> dict[str, int]:
-        """How many descriptors each kind of process has."""
+        """How many descriptors each kind of process has; of the worker's, those that are not connections."""
         pids = {"supervisor": self.supervisor, "keeper": self.keeper(), "worker": self.workers()[0]}
-        return {name: len(os.listdir(f"/proc/{pid}/fd")) for name, pid in pids.items()}  # noqa: PTH208
+        found = {name: _open_files(pid) for name, pid in pids.items()}
+        found["worker"] = [name for name in found["worker"] if not name.startswith("socket:")]
+        return {name: len(names) for name, names in found.items()}
+
+    def complain(self) -> None:
+        """Have everything in flight and all stacks logged."""
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            _kill(self.supervisor, number)
+            time.sleep(1)
 
     def stop(self) -> None:
         """End the daemon and unmount what is left."""
         self.ask("POST", "/v1/stop", mode="umount")
         self.reap()
         for mount in mountinfo("erofs"):
-            if mount.target.startswith(f"{self.root.parent}/"):
+            if mount.target.startswith(f"{self.root.parent.parent}/"):
                 umount2(mount.target, MNT_DETACH)
         self._oom.close()
+
+    def abandon(self) -> None:
+        """Leave no process and no mount, whatever state they are in."""
+        for mount in mountinfo("erofs"):
+            if mount.target.startswith(f"{self.root.parent.parent}/"):
+                umount2(mount.target, MNT_DETACH)
+        for _ in range(50):  # who dies is replaced, until nobody is left who could
+            for pid in [pid for pid in (*self.processes(), *_children(os.getpid())) if _is_ours(pid)]:
+                _kill(pid)
+            self.reap_orphans()
+            time.sleep(0.05)
+
+    def cache_files(self) -> list[Path]:
+        return list((self.root / "blobs").glob("*"))
 
     def unanswered(self) -> dict[str, int]:
         """From the log: deaths at which requests were unanswered, and events that no journal had."""
@@ -245,6 +268,14 @@ def _is_ours(pid: int) -> bool:
     except OSError:
         return False
     return not command or b"loader." in command
+
+
+def _open_files(pid: int) -> list[str]:
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.append(str(entry.readlink()))
+    return found
 
 
 def _stat(pid: int) -> list[str]:
