@@ -37,7 +37,7 @@ def report(results: Results, picture: Path | None) -> str:
     parts += ["## The table", markdown(HEADER, [_cells(known.row) for known in results.rows])]
     for title, body in (
         ("## What is behind, and why", _behind(results.rows)),
-        ("## How far from what is possible", _limits(results.rows)),
+        ("## How far from what is possible", _limits(results)),
         ("## The commands", _commands(results.rows)),
     ):
         if body:
@@ -47,7 +47,7 @@ def report(results: Results, picture: Path | None) -> str:
 
 def notes(results: Results) -> str:
     """What a terminal shows under its table: limits, reasons and commands."""
-    lines = []
+    lines = [_machine_limits(results)] if results.limits else []
     for known in results.rows:
         row = known.row
         lines += [f"{_name(row)}: {text}" for text in (row.limit, _why(row)) if text]
@@ -80,8 +80,14 @@ def _behind(rows: list[Measured]) -> str:
     return "\n".join(f"- **{_name(known.row)}**: {_why(known.row)}" for known in rows if _why(known.row))
 
 
-def _limits(rows: list[Measured]) -> str:
-    return "\n".join(f"- {_name(known.row)}: {known.row.limit}" for known in rows if known.row.limit)
+def _machine_limits(results: Results) -> str:
+    speeds = "; ".join(f"{name} {speed:.0f}" for name, speed in results.limits.items())
+    return f"This machine alone, in MB/s: {speeds}."
+
+
+def _limits(results: Results) -> str:
+    lines = [f"- {_name(known.row)}: {known.row.limit}" for known in results.rows if known.row.limit]
+    return "\n".join([*([_machine_limits(results), ""] if results.limits else []), *lines])
 
 
 def _commands(rows: list[Measured]) -> str:

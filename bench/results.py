@@ -1,6 +1,7 @@
 """What was measured, as a JSON document that grows row by row: a run that is cut short loses nothing that it has.
 
-    {"machine": "…", "rows": [{"number", "what", …, "measured": "2026-01-31T12:00Z", "runs": 5, "seconds": 12.3}]}
+    {"machine": "…", "limits": {"sha256, one processor": 1900, …},
+     "rows": [{"number", "what", …, "measured": "2026-01-31T12:00Z", "runs": 5, "seconds": 12.3}]}
 
 Rows are those of measure.Row; measuring a number again replaces its rows.
 """
@@ -34,6 +35,7 @@ class Results:
 
     machine: str
     rows: list[Measured] = field(default_factory=list)
+    limits: dict[str, float] = field(default_factory=dict)  # MB/s
 
     def put(self, numbers: set[str], rows: list[Row], runs: int, seconds: float) -> None:
         """Replace what is known of `numbers`."""
@@ -48,7 +50,7 @@ class Results:
             asdict(known.row) | {"measured": known.measured, "runs": known.runs, "seconds": known.seconds}
             for known in self.rows
         ]
-        return {"machine": self.machine, "rows": rows}
+        return {"machine": self.machine, "limits": self.limits, "rows": rows}
 
     def save(self, path: Path) -> None:
         """Replace the file."""
@@ -66,7 +68,7 @@ def load(path: Path) -> Results:
     for entry in document["rows"]:
         about = {name: entry.pop(name) for name in ("measured", "runs", "seconds")}
         rows.append(Measured(Row(**entry), **about))
-    return Results(document["machine"], rows)
+    return Results(document["machine"], rows, document["limits"])
 
 
 def machine() -> str:

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench import building, complete, disk, many, starting, updating
+from bench.limits import limits
 from bench.measure import HEADER, Row, failed
 from bench.picture import draw
 from bench.report import notes, report
@@ -45,7 +46,7 @@ def main() -> None:
     if not options.saved:
         if os.geteuid():
             raise SystemExit("the benches mount file systems and drop caches: run them as root")
-        results.machine = machine()
+        results.machine, results.limits = machine(), limits()
         every = {name for names in GROUPS for name in names}
         _measure(set(options.rows.split(",")) if options.rows else every, options, results, saved)
     if options.json == STDOUT:
