@@ -15,7 +15,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from enum import IntEnum
+from enum import Enum, IntEnum
 from typing import NamedTuple
 
 from loader.cache.files import CacheFile
@@ -75,6 +75,13 @@ class Run(NamedTuple):
     flights: list[Flight]
 
 
+class Watch(Enum):
+    """What a thread may be told to do instead of fetching."""
+
+    WATCH = 1
+
+
+WATCH = Watch.WATCH
 Key = tuple[CacheFile, int]
 
 
@@ -99,6 +106,8 @@ class FlightTable:
         self._range_limits = range_limits
         self._window = window
         self._flying = [0 for _ in Priority]  # bytes of these ranges
+        self._idle = 0  # threads that wait in `take`
+        self._unwatched = False
         self._stopped = False
 
     def __len__(self) -> int:
@@ -109,8 +118,19 @@ class FlightTable:
         """Whether no reader waits."""
         return not self._queues[Priority.DEMAND] and not self._fetching[Priority.DEMAND]
 
-    def want(self, file: CacheFile, frames: Iterable[int], priority: Priority, waiter: Waiter | None = None) -> int:
-        """Have frames fetched that are not there; how many were not. With nothing missing, `waiter` is done at once."""
+    def want(
+        self,
+        file: CacheFile,
+        frames: Iterable[int],
+        priority: Priority,
+        waiter: Waiter | None = None,
+        *,
+        quiet: bool = False,
+    ) -> int:
+        """Have frames fetched that are not there; how many were not. With nothing missing, `waiter` is done at once.
+
+        `quiet` wakes no thread: the caller will `take_now`.
+        """
         missing = 0
         with self._condition:
             for frame in frames:
@@ -126,8 +146,8 @@ class FlightTable:
                 if waiter:
                     flight.waiters.append(waiter)
                     waiter.remaining += 1
-            if missing:
-                self._condition.notify(missing)
+            if missing and not quiet:
+                self._wake()
             done = waiter.take_done() if waiter and not missing else None
         if done:
             done(0)
@@ -141,17 +161,53 @@ class FlightTable:
 
     def take(self) -> Run | None:
         """The next run of adjacent frames to fetch, blocking; None when the table was stopped."""
+        task = self.take_or_watch(may_watch=False)
+        return task if isinstance(task, Run) else None
+
+    def take_or_watch(self, may_watch: bool = True) -> Run | Watch | None:
+        """The same, or WATCH if nobody watches for requests: the caller is the one who does now."""
         with self._condition:
             while not self._stopped:
+                if self._unwatched and may_watch:
+                    self._unwatched = False
+                    return WATCH
                 self._release_delayed()
-                for priority in Priority:
-                    if self._queues[priority] and self._allowed(priority):
-                        run = self._take_run(priority)
-                        if self._queues[priority] and self._allowed(priority):
-                            self._condition.notify()  # there is room for one more
-                        return run
+                priority = self._next()
+                if priority is not None:
+                    return self._take_run(priority)
+                self._idle += 1
                 self._condition.wait(self._delayed[0][0] - time.monotonic() if self._delayed else None)
+                self._idle -= 1
         return None
+
+    def take_now(self, least_idle: int = 0) -> Run | None:
+        """The next run if there is one, and if at least so many threads are left that wait in `take`; else None.
+
+        What is left is for those threads: one is woken if there is something for it.
+        """
+        with self._condition:
+            priority = None if self._stopped else self._next()
+            if priority is None:
+                return None
+            if self._idle < least_idle:
+                self._condition.notify()
+                return None
+            return self._take_run(priority)
+
+    def unwatch(self) -> None:
+        """Nobody watches for requests any more: one of those who wait shall."""
+        with self._condition:
+            self._unwatched = True
+            self._condition.notify()
+
+    def _next(self) -> Priority | None:
+        """What is to be fetched next, if it may be fetched now."""
+        return next((priority for priority in Priority if self._queues[priority] and self._allowed(priority)), None)
+
+    def _wake(self) -> None:
+        """Wake one thread if there is something to fetch; it wakes the next."""
+        if self._idle and self._next() is not None:
+            self._condition.notify()
 
     def _allowed(self, priority: Priority) -> bool:
         if self._fetching[priority] >= self._limits[priority]:
@@ -178,6 +234,7 @@ class FlightTable:
             flight.attempts += 1
         self._fetching[priority] += 1
         self._flying[priority] += size
+        self._wake()  # there may be room for one more
         return Run(priority, run)
 
     def finish(self, run: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from loader.cache.layout import Layout, replace_file
 from loader.cache.ready import ReadyMap
 from loader.cache.sums import Sums
 from loader.cache.writer import Writer
+from loader.keeper.presence import Presence
 
 
 class CacheFile:
@@ -39,6 +41,8 @@ class CacheFile:
         self.object: int | None = None
         self.completed = False  # the keeper was told
         self._written = set[int]()
+        self._presence: Presence | None = None  # what the keeper sees of `ready`
+        self._presence_lock = threading.Lock()
 
     @property
     def blob(self) -> Digest:
@@ -84,12 +88,34 @@ class CacheFile:
         if self.sums is not None:
             self.sums.set(frame.number, data)
         self.ready.set(frame.number)
+        if self._presence is not None:
+            self._set_present(frame)
+
+    def share(self, presence: Presence | None) -> None:
+        """Let the keeper see what is ready: it then answers by itself. None: it asks for everything."""
+        with self._presence_lock:
+            old, self._presence = self._presence, presence
+            if old is not None:
+                old.close()
+            if presence is not None and self.trusted:
+                for first, last in self.ready.runs():
+                    offset, end = self.place(self.table[first])[0], sum(self.place(self.table[last]))
+                    presence.set(offset, end - offset)
+
+    def _set_present(self, frame: Frame) -> None:
+        with self._presence_lock:
+            if self._presence is not None and self.ready[frame.number]:
+                self._presence.set(*self.place(frame))
 
     def forget(self, frames: Iterable[int]) -> None:
-        """These frames are not what they should be: they are to be fetched again."""
+        """These frames are not what they should be, or go away: from here on whoever reads them waits."""
         wrong = set(frames)
         self._written -= wrong
-        self.ready.clear(wrong)
+        with self._presence_lock:
+            if self._presence is not None:
+                for frame in wrong:
+                    self._presence.clear(*self.place(self.table[frame]))
+            self.ready.clear(wrong)
 
     def checkpoint(self) -> None:
         """Make what is ready survive a crash. (A cachefiles object is the kernel's to sync.)"""
@@ -104,6 +130,7 @@ class CacheFile:
 
     def detach(self) -> None:
         """The kernel's object is gone."""
+        self.share(None)
         writer, self.writer, self.object = self.writer, None, None
         if writer is not None:
             writer.close()

@@ -17,7 +17,7 @@ import mmap
 import os
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from loader.cache.layout import replace_file
@@ -67,6 +67,18 @@ class ReadyMap:
     def dirty(self) -> bool:
         """Whether frames became ready since the last checkpoint."""
         return self._dirty
+
+    def runs(self) -> Iterator[tuple[int, int]]:
+        """The first and last frame of each unbroken run of ready ones."""
+        first = None
+        for frame in range(self.frames):
+            if self[frame]:
+                first = frame if first is None else first
+            elif first is not None:
+                yield first, frame - 1
+                first = None
+        if first is not None:
+            yield first, self.frames - 1
 
     def set(self, frame: int) -> None:
         """The frame's bytes are in the data file."""

@@ -28,8 +28,8 @@ from loader.keeper.leaving import Leaving
 from loader.keeper.mounting import Background, Mounter
 from loader.keeper.plane_cachefiles import CachefilesPlane
 from loader.keeper.plane_fanotify import FanotifyPlane
-from loader.keeper.protocol import Answer, Kind, Request, pack_json, pack_request, unpack
-from loader.keeper.requests import Pending, RequestTable
+from loader.keeper.protocol import Answer, Kind, Request, pack_json, pack_present, pack_request, unpack
+from loader.keeper.requests import Pending, Present, RequestTable
 from loader.keeper.state import State
 from loader.keeper.workers import Backoff, Worker
 
@@ -100,7 +100,9 @@ class Keeper:
 
     def _on_kernel(self) -> None:
         for found in self.plane.read():
-            if not isinstance(found, Pending):
+            if isinstance(found, Present):
+                self._send(pack_present(*found))
+            elif not isinstance(found, Pending):
                 self._send(pack_json(Kind.CLOSED, {"object": found.id}))
             elif self.leaving is not None and self.leaving.refuses:
                 self.requests.take(found.id)
@@ -178,7 +180,8 @@ class Keeper:
 
         def reply(body: dict[str, Any], fd: int | None = None) -> None:
             if worker is self.worker:
-                worker.send(pack_json(Kind.RESULT, {"token": token, "errno": 0} | body), fd)
+                given = None if fd is None else self.lend(body["object"])
+                worker.send(pack_json(Kind.RESULT, {"token": token, "errno": 0} | body), fd, given)
                 self._update_interest(worker)
 
         return reply
@@ -230,13 +233,17 @@ class Keeper:
         opening = {pending.object for pending in self.requests if pending.opening}
         for item in self.state.objects.values():
             if item.plane == self.plane.name and item.id not in opening and not item.released:
-                worker.send(pack_json(Kind.OBJECT, item.to_wire()), self.plane.writers[item.id])
+                worker.send(pack_json(Kind.OBJECT, item.to_wire()), self.plane.writers[item.id], self.lend(item.id))
         for part in self.calls.held():
             worker.send(pack_json(Kind.HELD, part))
         worker.send(pack_json(Kind.READY, self.calls.ready()))
         for pending in self.requests:
             self._dispatch(pending)
         self.store.notify(f"READY=1\nSTATUS=worker {worker.process.pid} serves")
+
+    def lend(self, object_id: int) -> int | None:
+        """A bitmap's descriptor for the worker that serves, where the plane has such."""
+        return self.plane.lend(object_id) if isinstance(self.plane, FanotifyPlane) else None
 
     def drop_standby(self) -> None:
         if self.standby is not None:

@@ -46,7 +46,7 @@ class Worker:
         self.last_heard = self.started
         self.listens = False  # it has said something: its signal handlers are there
         self._pinged = 0.0  # when the PING was sent that is not answered
-        self._queue: deque[tuple[bytes, list[int]]] = deque()
+        self._queue: deque[tuple[bytes, list[int], int | None]] = deque()
         self._queued = 0
         with theirs:
             self.process = subprocess.Popen(
@@ -57,9 +57,12 @@ class Worker:
     def backlog(self) -> bool:
         return bool(self._queue)
 
-    def send(self, packet: bytes, fd: int | None = None) -> None:
-        """Send, or queue, a packet. A worker that is gone is noticed where its socket is read."""
-        self._queue.append((packet, [] if fd is None else [fd]))
+    def send(self, packet: bytes, fd: int | None = None, given: int | None = None) -> None:
+        """Send, or queue, a packet. A worker that is gone is noticed where its socket is read.
+
+        `given` is a second descriptor, which is closed once it was sent.
+        """
+        self._queue.append((packet, [each for each in (fd, given) if each is not None], given))
         self._queued += len(packet)
         if len(self._queue) == 1:
             self.flush()
@@ -72,14 +75,21 @@ class Worker:
         """Send what is queued, as far as the socket takes it."""
         try:
             while self._queue:
-                send_with_fds(self.sock, *self._queue[0])
-                self._queued -= len(self._queue.popleft()[0])
+                packet, fds, given = self._queue[0]
+                send_with_fds(self.sock, packet, fds)
+                self._queue.popleft()
+                self._queued -= len(packet)
+                if given is not None:
+                    os.close(given)
         except BlockingIOError:
             pass
         except OSError:
             self._clear()
 
     def _clear(self) -> None:
+        for _, _, given in self._queue:
+            if given is not None:
+                os.close(given)
         self._queue.clear()
         self._queued = 0
 

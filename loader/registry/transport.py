@@ -3,8 +3,8 @@
 A transport sends one request and returns the answer as it came: it follows no redirect, repeats nothing that could
 have had an effect, and adds no credentials. Errors never quote a query string (signed URLs carry secrets there).
 
-Ranges of blobs go over pools of their own (urllib3), as fast as can be; everything else through `requests`,
-which session.py imports when it is first needed.
+Ranges of blobs go over kept sockets (ranges.py), through urllib3 where there is a proxy or anything else out of the
+ordinary; everything else through `requests`, which session.py imports when it is first needed.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from urllib3.exceptions import HTTPError, LocationParseError, NewConnectionError
 
 from loader.errors import RegistryError, TransientRegistryError, UnreachableError, UsageError
 from loader.registry.config import RegistryConfig
+from loader.registry.ranges import Origin, RangePool, RangeResponse, StaleConnectionError
 
 if TYPE_CHECKING:
     from loader.registry.session import DocumentSession
@@ -104,6 +105,7 @@ class PooledTransport:
         self._config = config
         self._lock = threading.Lock()
         self._pools: dict[tuple[str, str], urllib3.PoolManager] = {}
+        self._range_pools: dict[tuple[str, str], RangePool | None] = {}
         self._session: DocumentSession | None = None
 
     def send(self, request: HttpRequest) -> HttpResponse:
@@ -111,7 +113,7 @@ class PooledTransport:
         harmless = request.method in ("GET", "HEAD") and request.body is None
         try:
             return self._send(request)
-        except _StaleConnection:
+        except StaleConnectionError:
             if not harmless:
                 raise
         return self._send(request)
@@ -119,9 +121,13 @@ class PooledTransport:
     def close(self) -> None:
         with self._lock:
             pools, self._pools = list(self._pools.values()), {}
+            range_pools, self._range_pools = list(self._range_pools.values()), {}
             session, self._session = self._session, None
         for pool in pools:
             pool.clear()
+        for range_pool in range_pools:
+            if range_pool is not None:
+                range_pool.close()
         if session is not None:
             session.close()
 
@@ -130,6 +136,8 @@ class PooledTransport:
         with mapped_errors(request.url):
             if "Range" not in headers:
                 return _PooledResponse(self._documents().send(request, headers), request.url)
+            if request.method == "GET" and (answer := self._send_range(request.url, headers)) is not None:
+                return answer
             raw = self._pool(request.url).request(
                 request.method,
                 request.url,
@@ -141,6 +149,31 @@ class PooledTransport:
                 decode_content=False,
             )
             return _PooledResponse(raw, request.url)
+
+    def _send_range(self, url: str, headers: dict[str, str]) -> RangeResponse | None:
+        """The answer over a kept socket; None where urllib3 has to be asked."""
+        parts = split_url(url)
+        key = (parts.scheme, parts.netloc)
+        try:
+            pool = self._range_pools[key]
+        except KeyError:
+            pool = self._add_range_pool(key, parts, url)
+        if pool is None:
+            return None
+        shown = f"{parts.scheme}://{parts.netloc}{parts.path}"
+        try:
+            return pool.send(f"{parts.path}?{parts.query}" if parts.query else parts.path, headers, shown)
+        except ssl.SSLError as error:
+            raise _tls_error(shown, error) from None
+
+    def _add_range_pool(self, key: tuple[str, str], parts: SplitResult, url: str) -> RangePool | None:
+        settings, pool = self._settings(url), None
+        if parts.hostname and not settings.proxy and "@" not in parts.netloc and parts.scheme in ("http", "https"):
+            with suppress(ValueError):  # a port that is none
+                port = parts.port or (443 if parts.scheme == "https" else 80)
+                pool = RangePool(Origin(parts.hostname, port, settings.context, *settings.timeout))
+        with self._lock:
+            return self._range_pools.setdefault(key, pool)
 
     def _documents(self) -> DocumentSession:
         with self._lock:
@@ -189,10 +222,6 @@ def _make_pool(settings: HostSettings) -> urllib3.PoolManager:
     return urllib3.PoolManager(maxsize=_POOL_SIZE, timeout=timeout, ssl_context=settings.context)
 
 
-class _StaleConnection(TransientRegistryError):
-    """The connection broke before an answer came."""
-
-
 class _PooledResponse:
     """urllib3's answer with our errors."""
 
@@ -232,7 +261,7 @@ def mapped_errors(url: str) -> Iterator[None]:
     except NewConnectionError as error:
         raise UnreachableError(f"{shown}: cannot connect ({_reason(error)})") from None
     except ProtocolError as error:
-        raise _StaleConnection(f"{shown}: the connection broke ({_reason(error)})") from None
+        raise StaleConnectionError(f"{shown}: the connection broke ({_reason(error)})") from None
     except urllib3.exceptions.TimeoutError as error:
         kind = UnreachableError if isinstance(error, urllib3.exceptions.ConnectTimeoutError) else TransientRegistryError
         raise kind(f"{shown}: timed out") from None
@@ -246,7 +275,7 @@ def mapped_errors(url: str) -> Iterator[None]:
         raise TransientRegistryError(f"{shown}: a malformed answer ({error})") from None
 
 
-def _tls_error(shown: str, error: SSLError) -> RegistryError:
+def _tls_error(shown: str, error: Exception) -> RegistryError:
     text = str(error)
     if "WRONG_VERSION_NUMBER" in text or "HTTP_REQUEST" in text or "record layer failure" in text.lower():
         return PlainHttpError(f"{shown}: the server does not speak TLS", "use --insecure for a plain HTTP registry")

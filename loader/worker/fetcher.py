@@ -65,13 +65,17 @@ class Fetcher:
 
     def _serve(self) -> None:
         while run := self._flights.take():
-            try:
-                self._fetch(run)
-            except Exception:  # a bug must not leave readers waiting
-                log.exception("fetching %s failed in an unexpected way", run.flights[0].file)
-                self._flights.fail(run.flights, errno.EIO)
-            finally:
-                self._flights.finish(run)
+            self.fetch(run)
+
+    def fetch(self, run: Run) -> None:
+        """Fetch a run that was taken, to whatever end."""
+        try:
+            self._fetch(run)
+        except Exception:  # a bug must not leave readers waiting
+            log.exception("fetching %s failed in an unexpected way", run.flights[0].file)
+            self._flights.fail(run.flights, errno.EIO)
+        finally:
+            self._flights.finish(run)
 
     def _fetch(self, run: Run) -> None:
         if held := [flight for flight in run.flights if flight.held is not None]:

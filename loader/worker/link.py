@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from loader.errors import BusyError, KernelSupportError, LoaderError, NotFoundError
-from loader.keeper.protocol import MAX_PACKET, Answer, Kind, Request, pack_answer, pack_json, unpack
+from loader.keeper.protocol import MAX_PACKET, PRESENCE, Answer, Kind, Request, pack_answer, pack_json, unpack
 
 _ANCILLARY = socket.CMSG_SPACE(4 * array.array("i").itemsize)
 Packet = tuple[Kind, Request | Answer | dict[str, Any], int | None]
@@ -46,10 +46,12 @@ class Link:
             if not data:
                 return
             fds = _descriptors(ancillary)
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(fds) > 1:
+            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(fds) > 2:
                 raise ValueError("a packet of the keeper was cut off")
             kind, body = unpack(data)
             fd = fds[0] if fds else None
+            if len(fds) == 2 and isinstance(body, dict):
+                body[PRESENCE] = fds[1]
             if kind is Kind.RESULT and isinstance(body, dict):
                 self._resolve(body, fd)
             elif kind is Kind.PING:
@@ -97,8 +99,10 @@ class Link:
             future = self._calls.pop(int(body.get("token", 0)), None)
         if future is not None:
             future.set_result((body, fd))
-        elif fd is not None:
-            os.close(fd)
+        else:
+            for left in (fd, body.get(PRESENCE)):
+                if left is not None:
+                    os.close(left)
 
 
 def as_loader_error(error: CallError, what: str) -> LoaderError:

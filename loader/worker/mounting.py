@@ -23,6 +23,7 @@ from loader.cache.layout import Layout
 from loader.cache.ready import boot_id
 from loader.cache.state import ImageRecord, MountRecord, State
 from loader.errors import BusyError, LoaderError, NotFoundError
+from loader.keeper.protocol import PRESENCE
 from loader.worker.images import Images
 from loader.worker.link import CallError, Link, as_loader_error
 from loader.worker.objects import Objects, blob_key
@@ -126,7 +127,7 @@ class Mounting:
         result, fd = self._link.call("create", name=key, path=str(path), form=form.value, size=size)
         if fd is None:
             raise LoaderError(f"the keeper opened {key}, but sent no descriptor")
-        return self._objects.add_fanotify(int(result["object"]), form, table.blob_digest, fd)
+        return self._objects.add_fanotify(int(result["object"]), form, table.blob_digest, fd, result.get(PRESENCE))
 
     @contextmanager
     def opened(self, image: ImageRecord, form: Form) -> Iterator[list[CacheFile]]:

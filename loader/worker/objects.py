@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from loader.cache.layout import Layout
 from loader.cache.ready import ReadyMap
 from loader.cache.sums import Sums
 from loader.cache.writer import BufferedWriter, DirectWriter, Writer
+from loader.keeper.presence import Presence
+from loader.keeper.protocol import PRESENCE
 
 log = logging.getLogger(__name__)
 
@@ -100,8 +103,12 @@ class Objects:
         with self._lock:
             return [file for file in self._files.values() if file.blob == blob and file.form is form and file.writer]
 
-    def add_fanotify(self, number: int, form: Form, blob: Digest, fd: int) -> CacheFile:
-        """A marked cache file of ours; its descriptor, taken over in any case, was opened before the mark."""
+    def add_fanotify(self, number: int, form: Form, blob: Digest, fd: int, presence: int | None = None) -> CacheFile:
+        """A marked cache file of ours; its descriptor was opened before the mark.
+
+        `presence` is the descriptor of the keeper's bitmap. Both are taken over in any case.
+        """
+        shared = _open_presence(presence)
         key, writer = blob_key(form, blob), BufferedWriter(fd)
         try:
             file = self._files.get(key)
@@ -114,6 +121,7 @@ class Objects:
             writer.close()
             raise
         self._install(Object(number, "fanotify", file), file, writer)
+        file.share(shared)
         return file
 
     def add_cachefiles(self, number: int, volume: str, cookie: str, fd: int) -> int:
@@ -184,10 +192,24 @@ class Objects:
                     log.error("object %d (%s) is not known any more", number, body["cookie"])
                 return
             form_name, _, blob_hex = str(body["name"]).partition("/")
-            file = self.add_fanotify(number, Form(form_name), Digest(bytes.fromhex(blob_hex)), fd)
+            blob = Digest(bytes.fromhex(blob_hex))
+            file = self.add_fanotify(number, Form(form_name), blob, fd, body.get(PRESENCE))
             file.completed = bool(body.get("complete"))
         except (FormatError, KeyError, ValueError, OSError) as error:
             log.error("object %d cannot be served: %s", number, error)
+
+
+def _open_presence(fd: int | None) -> Presence | None:
+    """The bitmap behind a descriptor, which is closed. None: the keeper asks for every READ then."""
+    if fd is None:
+        return None
+    try:
+        return Presence(fd, writable=True)
+    except (OSError, ValueError) as error:
+        log.error("cannot map what the keeper sent: %s", error)
+        return None
+    finally:
+        os.close(fd)
 
 
 def blob_key(form: Form, blob: Digest) -> str:

@@ -52,7 +52,9 @@ class ReadPath:
         executor: Executor,
         outages: Outages,
         why: Callable[[CacheFile], str] = lambda file: "",
+        quiet: bool = False,
     ) -> None:
+        """`quiet`: who calls will `take_now` what there is to fetch."""
         self._objects = objects
         self._flights = flights
         self._readahead = readahead
@@ -61,6 +63,7 @@ class ReadPath:
         self._executor = executor
         self._outages = outages
         self._why = why
+        self._quiet = quiet
         self.failures = deque[Failure](maxlen=KEPT_FAILURES)
 
     def request(self, request: Request) -> None:
@@ -77,6 +80,17 @@ class ReadPath:
             self._counters.add("requests_failed")
             self._answer(request.id, errno.EIO)
 
+    def seen(self, request: Request) -> None:
+        """A READ that the keeper has answered, for all of it was there: what it tells about those to come."""
+        self._counters.add("requests")
+        self._counters.add("request_bytes", request.length)
+        self._counters.add("requests_ready")
+        item = self._objects.get(request.object)
+        if item is not None and (file := item.file) is not None:
+            frames = file.covering(request.offset, request.length)
+            if ahead := self._readahead.after(file, frames):
+                self._flights.want(file, ahead, Priority.AHEAD, quiet=self._quiet)
+
     def _blob(self, request: Request, file: CacheFile) -> None:
         frames = file.covering(request.offset, request.length)
         started = time.monotonic()
@@ -87,11 +101,11 @@ class ReadPath:
             self._answer(request.id, errno.EIO)
             return
         waiter = Waiter(partial(self._done, request, file, started), until)
-        if not self._flights.want(file, frames, Priority.DEMAND, waiter):
+        if not self._flights.want(file, frames, Priority.DEMAND, waiter, quiet=self._quiet):
             self._counters.add("requests_ready")
         log.debug("READ %s %d+%d frames %d-%d", file, request.offset, request.length, frames.start, frames.stop - 1)
         if ahead := self._readahead.after(file, frames):
-            self._flights.want(file, ahead, Priority.AHEAD)
+            self._flights.want(file, ahead, Priority.AHEAD, quiet=self._quiet)
 
     def _done(self, request: Request, file: CacheFile, started: float, error: int) -> None:
         if error:

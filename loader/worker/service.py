@@ -29,6 +29,7 @@ from loader.worker.complaints import Complaints
 from loader.worker.confinement import Confinement
 from loader.worker.counters import Counters
 from loader.worker.fetcher import Fetcher
+from loader.worker.hands import Hands
 from loader.worker.hints import hints_of
 from loader.worker.images import Images
 from loader.worker.link import Link, Packet
@@ -99,6 +100,7 @@ class Service:
             self.executor,
             self.outages,
             self.fetcher.why,
+            quiet=True,
         )
         self.scrubber = Scrubber(
             self.layout, self.state, self.objects, self.mounting, self.flights, link, self.counters
@@ -129,19 +131,18 @@ class Service:
 
     def serve(self, packets: Iterator[Packet]) -> None:
         """Handle the keeper's packets until it hangs up. Nothing in here waits for the network or a CALL."""
-        self.fetcher.start(self.config.connections)
         self.executor.submit(importlib.import_module, "loader.registry.session")  # or the first mount waits for it
         threading.Thread(target=self._expire, name="expire", daemon=True).start()
         threading.Thread(target=self._housekeep, name="housekeep", daemon=True).start()
-        for kind, body, fd in packets:
-            try:
-                self._packet(kind, body, fd)
-            except Exception:  # one bad packet must not end the serving of all others
-                log.exception("a %s packet could not be handled", kind.name)
+        Hands(self.flights, packets, self._packet, self.fetcher.fetch).work(self.config.connections)
 
-    def _packet(self, kind: Kind, body: Any, fd: int | None) -> None:
+    def _packet(self, packet: Packet) -> None:
+        body: Any
+        kind, body, fd = packet
         if kind is Kind.REQUEST and isinstance(body, Request):
             self.readpath.request(body)
+        elif kind is Kind.PRESENT and isinstance(body, Request):
+            self.readpath.seen(body)
         elif kind is Kind.OBJECT and fd is not None:
             self.objects.add_from_keeper(body, fd)
         elif kind is Kind.OPEN and fd is not None:

@@ -1,0 +1,64 @@
+"""The threads of a worker. One of them watches the keeper's socket, the others fetch or wait.
+
+Whoever reads a request that needs a fetch fetches it himself, at once, and leaves the watch to one that waits: between
+the request and its fetch no thread is waited for.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+
+from loader.cache.claims import WATCH, FlightTable, Run
+from loader.worker.link import Packet
+
+log = logging.getLogger(__name__)
+
+
+class Hands:
+    """`handle` gets each packet and waits for nothing; `fetch` ends a run."""
+
+    def __init__(
+        self,
+        flights: FlightTable,
+        packets: Iterator[Packet],
+        handle: Callable[[Packet], None],
+        fetch: Callable[[Run], None],
+    ) -> None:
+        self._flights = flights
+        self._packets = packets
+        self._handle = handle
+        self._fetch = fetch
+        self._ended = threading.Event()
+
+    def work(self, connections: int) -> None:
+        """Start the threads, one more than may fetch; returns when the keeper has hung up."""
+        for number in range(connections + 1):
+            threading.Thread(target=self._work, name=f"hand-{number}", daemon=True).start()
+        self._flights.unwatch()
+        self._ended.wait()
+
+    def _work(self) -> None:
+        while (task := self._flights.take_or_watch()) is not None:
+            if task is WATCH:
+                self._watch()
+            elif isinstance(task, Run):
+                self._fetch(task)
+
+    def _watch(self) -> None:
+        """Handle packets until one of them gives us something to fetch."""
+        try:
+            for packet in self._packets:
+                try:
+                    self._handle(packet)
+                except Exception:  # one bad packet must not end the serving of all others
+                    log.exception("a %s packet could not be handled", packet[0].name)
+                run = self._flights.take_now(least_idle=1)
+                if run is not None:
+                    self._flights.unwatch()
+                    self._fetch(run)
+                    return
+        except Exception:
+            log.exception("the keeper's socket cannot be read any more")
+        self._ended.set()
