@@ -28,7 +28,7 @@ def image(request: pytest.FixtureRequest, tmp_path: Path) -> Image:
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
-    made = Daemon(tmp_path, delay=0.01)
+    made = Daemon(tmp_path, delay=0.01, grace=4.0)
     made.start()
     yield made
     made.close()
@@ -96,11 +96,6 @@ def kill_while_reading(daemon: Daemon, image: Image, target: Path, kills: int, w
 def test_worker_dies(daemon: Daemon, image: Image, target: Path) -> None:
     kill_while_reading(daemon, image, target, 20, "worker")
     assert daemon.call("status")["generation"] == 1
-
-
-@pytest.mark.slow
-def test_worker_dies_often(daemon: Daemon, image: Image, target: Path) -> None:
-    kill_while_reading(daemon, image, target, 100, "worker")
 
 
 def test_a_killed_worker_is_replaced_without_error(daemon: Daemon, image: Image, target: Path) -> None:
