@@ -45,6 +45,7 @@ class Registry:
         self.host = host
         self.repository = repository
         self._transport = transport or PooledTransport(config)
+        self._owns_transport = transport is None
         keychain = keychain or Keychain.default(config.auth_file)
         mirrors = [_mirror(text, repository, config, self._transport, keychain) for text in config.host(host).mirrors]
         self._upstream = Endpoint(host, repository, config, self._transport, keychain)
@@ -118,8 +119,9 @@ class Registry:
         return [entry for entry in found if entry.artifact_type == artifact_type]
 
     def close(self) -> None:
-        """Give back the connections."""
-        self._transport.close()
+        """Give back the connections, if they are its own."""
+        if self._owns_transport:
+            self._transport.close()
 
     # ImageTarget: always the registry itself, never a mirror
 

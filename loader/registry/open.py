@@ -6,6 +6,7 @@ Python itself, and a conversion between layouts never uses it.
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 from loader.errors import UsageError
@@ -22,6 +23,7 @@ from loader.registry.reference import (
 
 if TYPE_CHECKING:
     from loader.registry.client import Registry
+    from loader.registry.transport import Transport
 
 
 def open_image(text: str, config: RegistryConfig) -> tuple[ImageSource, str]:
@@ -46,6 +48,37 @@ def open_reference(reference: Reference, config: RegistryConfig) -> tuple[ImageS
     raise UsageError(f"{reference}: a directory is not an image", "convert it first: erofs-builder convert")
 
 
+class Opener:
+    """Opens any number of repositories, whose connections and TLS settings are one set for each host. Thread-safe."""
+
+    def __init__(self, config: RegistryConfig) -> None:
+        self._config = config
+        self._lock = threading.Lock()
+        self._transport: Transport | None = None
+
+    def open(self, text: str) -> ImageSource:
+        """The source that a reference names. The caller closes it."""
+        reference = parse_reference(text)
+        if isinstance(reference, RegistryReference):
+            return _registry(reference, self._config, self._shared())
+        return open_reference(reference, self._config)[0]
+
+    def _shared(self) -> Transport:
+        from loader.registry.transport import PooledTransport
+
+        with self._lock:
+            if self._transport is None:
+                self._transport = PooledTransport(self._config)
+            return self._transport
+
+    def close(self) -> None:
+        """Give back the connections of all that were opened."""
+        with self._lock:
+            transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.close()
+
+
 def open_target(text: str, config: RegistryConfig) -> tuple[ImageTarget, str | None]:
     """The target that a reference names, and the tag to write there (None: none). The caller closes it."""
     reference = check_target(text)
@@ -64,7 +97,7 @@ def check_target(text: str) -> RegistryReference | LayoutReference:
     raise UsageError(f"{text}: cannot be written to", "a target is docker://HOST/REPOSITORY:TAG or oci:DIR[:TAG]")
 
 
-def _registry(reference: RegistryReference, config: RegistryConfig) -> Registry:
+def _registry(reference: RegistryReference, config: RegistryConfig, transport: Transport | None = None) -> Registry:
     from loader.registry.client import Registry
 
-    return Registry(reference.host, reference.repository, config)
+    return Registry(reference.host, reference.repository, config, transport)

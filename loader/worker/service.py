@@ -21,13 +21,13 @@ from loader.cache.records import open_state
 from loader.config import Config
 from loader.errors import LoaderError
 from loader.keeper.protocol import Kind, Request
-from loader.registry.base import ImageSource
 from loader.registry.config import RegistryConfig
-from loader.registry.open import open_image
+from loader.registry.open import Opener
 from loader.worker.collector import Collector
 from loader.worker.complaints import Complaints
 from loader.worker.confinement import Confinement
 from loader.worker.counters import Counters
+from loader.worker.eviction import FrameEvictor
 from loader.worker.fetcher import Fetcher
 from loader.worker.hands import Hands
 from loader.worker.hints import hints_of
@@ -41,6 +41,7 @@ from loader.worker.proof import prove
 from loader.worker.readahead import ReadAhead
 from loader.worker.readpath import ReadPath
 from loader.worker.scrub import Scrubber
+from loader.worker.sharing import OFF, PageSharing
 from loader.worker.sources import Sources
 from loader.worker.starts import Starts
 
@@ -68,7 +69,8 @@ class Service:
         self.counters = Counters()
         self.link = link
         self.link_estimate = LinkEstimate()
-        self.sources = Sources(lambda text: _open_repository(text, registries))
+        self._opener = Opener(registries)
+        self.sources = Sources(self._opener.open)
         self.flights = FlightTable(
             config.connections, config.prefetch_connections, RANGE_LIMITS, lambda: 2 * self.link_estimate.in_flight
         )
@@ -77,11 +79,15 @@ class Service:
         self.images = Images(self.layout, self.state, self.sources, self.counters, self.starts)
         self.objects = Objects(self.layout, self.images.find_payload, self.images.find_tag)
         self.executor = ThreadPoolExecutor(8, "work")
+        self.pages = PageSharing(config.page_domain if plane == "fanotify" else OFF, self.layout.tmp)
         self.mounting = Mounting(
             plane, config.domain, self.layout, self.state, self.images, self.objects, self.flights, link,
-            self._announce, self.starts,
+            self._announce, self.starts, self.pages,
         )  # fmt: skip
-        self.collector = Collector(self.layout, self.state, self.objects, self.mounting, self.counters, config.quota)
+        self.collector = Collector(
+            self.layout, self.state, self.objects, self.mounting, FrameEvictor(self.objects, self.flights, link),
+            self.counters, config.quota,
+        )  # fmt: skip
         self.outages = Outages(config.deadline)
         self.fetcher = Fetcher(
             self.flights,
@@ -134,6 +140,7 @@ class Service:
         self.executor.submit(importlib.import_module, "loader.registry.session")  # or the first mount waits for it
         threading.Thread(target=self._expire, name="expire", daemon=True).start()
         threading.Thread(target=self._housekeep, name="housekeep", daemon=True).start()
+        threading.Thread(target=self.collector.run, args=(self._stopped,), name="quota", daemon=True).start()
         Hands(self.flights, packets, self._packet, self.fetcher.fetch).work(self.config.connections)
 
     def _packet(self, packet: Packet) -> None:
@@ -183,6 +190,7 @@ class Service:
         while not self._stopped.wait(EXPIRE_INTERVAL):
             if expired := self.flights.expire():
                 self.counters.add("requests_expired", expired)
+            self.collector.watch()
 
     def _housekeep(self) -> None:
         while not self._stopped.wait(CHECKPOINT_INTERVAL):
@@ -198,10 +206,9 @@ class Service:
         if used:
             self.state.touch_blobs([(file.blob, file.form) for file in used])
         for file in self.objects.files():
-            if file.trusted and file.ready.complete and not file.completed:
+            if file.trusted and file.ready.complete and not file.completed and self.collector.may_complete():
                 self._complete(file)
         self.mounting.release_unused()
-        self.collector.enforce_quota()
 
     def _complete(self, file: CacheFile) -> None:
         """A whole file needs no mark: its readers never come to us again."""
@@ -210,8 +217,10 @@ class Service:
         if file.form is Form.ENCODED:
             self.state.set_proven(file.blob, file.form)
         try:
-            self.link.call("complete", object=file.object)
-            file.completed = True
+            with self.collector.completing(file) as complete:
+                if complete:
+                    self.link.call("complete", object=file.object)
+                    file.completed = True
         except (LoaderError, OSError) as error:
             log.warning("cannot complete %s: %s", file, error)
 
@@ -230,6 +239,7 @@ class Service:
             _checkpoint(file)
         self.executor.shutdown(wait=False, cancel_futures=True)
         self.sources.close()
+        self._opener.close()
         self.state.close()
 
 
@@ -239,7 +249,3 @@ def _checkpoint(file: CacheFile) -> None:
     except OSError as error:
         if error.errno != errno.EBADF:
             log.error("cannot sync %s: %s", file, error)
-
-
-def _open_repository(text: str, registries: RegistryConfig) -> ImageSource:
-    return open_image(text, registries)[0]
