@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import tempfile
 from pathlib import Path
 
@@ -44,6 +45,20 @@ def test_failures_are_explained(plane: str, form: Form, failed: CanaryFailed, na
     missing = explain(failed, plane, form, tmp_path)
     assert names in missing.what
     assert missing.remedy
+
+
+@pytest.mark.parametrize(
+    ("running", "advice"),
+    [("6.12.117", "modprobe"), ("7.1.7-rc1", "modprobe"), ("7.1.8", "fanotify plane"), ("7.3.4+deb13-cloud", "such a")],
+)
+def test_a_module_is_not_advised_where_it_cannot_help(
+    running: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = tuple(os.uname())
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result((*numbers[:2], running, *numbers[3:])))
+    missing = explain(failure("device", errno.ENOENT), "cachefiles", Form.DECODED, tmp_path)
+    assert advice in missing.remedy
+    assert ("modprobe" in missing.remedy) == (advice == "modprobe")
 
 
 def test_no_support_names_every_need() -> None:

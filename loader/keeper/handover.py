@@ -1,5 +1,5 @@
 """A parked keeper: the daemon was stopped, mounts stay. It holds the kernel's descriptors, so that the kernel never
-reads a hole unasked; readers wait a few seconds for the next daemon, after that they have what is there and errors for
+reads a hole unasked; readers wait half a minute for the next daemon, after that they have what is there and errors for
 the rest. The next daemon that starts gets everything from it. A twin, forked from it, holds too, and takes its place
 if it is killed.
 """
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 PARKED = "X_EROFS_PARKED"  # to the supervisor: go, this keeper stays
 _TIMEOUT = 10.0
-_GRACE = 5.0  # seconds in which a restarted daemon can take over without any reader noticing
 
 
 def address(root: Path) -> Path:
@@ -35,7 +34,7 @@ def address(root: Path) -> Path:
 
 def park(keeper: Keeper) -> None:
     """Serve parked until another daemon has taken over."""
-    until = time.monotonic() + _GRACE
+    until = time.monotonic() + keeper.config.grace
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         _listen(listener, address(keeper.config.root))
         twin = fork_twin(lambda: _let_go(keeper))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +38,7 @@ _FILE_BACKED = Missing("file-backed EROFS mounts (CONFIG_EROFS_FS_BACKED_BY_FILE
 _DEVICE = Missing(
     "/dev/cachefiles (CONFIG_FSCACHE, CONFIG_CACHEFILES)", "load the module: modprobe cachefiles; or use fanotify"
 )
+_ON_DEMAND_GONE = (7, 1, 8)  # for what to do, never for what works
 _ON_DEMAND = Missing(
     "cachefiles on-demand mode (CONFIG_CACHEFILES_ONDEMAND; 5.19 to 7.1)", "use the fanotify plane, or such a kernel"
 )
@@ -72,7 +75,9 @@ def _fanotify(step: str, number: int | None, root: Path) -> Missing | None:
 
 def _cachefiles(step: str, number: int | None) -> Missing | None:
     if step == "device":
-        return _BUSY if number == errno.EBUSY else _DEVICE
+        if number == errno.EBUSY:
+            return _BUSY
+        return _DEVICE if release() < _ON_DEMAND_GONE else _ON_DEMAND  # the module alone would not help there
     if step == "bind" and number in _UNSUPPORTED:
         return _ON_DEMAND
     return _FSID if step == "fsid" else None
@@ -88,6 +93,11 @@ def _mount(number: int | None, plane: str, form: Form, text: str) -> Missing | N
     if plane == "cachefiles" and (number in (errno.ENOTBLK, errno.ENOENT) or "fsid" in text):
         return _FSID
     return _ZSTD if form is Form.ENCODED and number in _UNSUPPORTED else None
+
+
+def release() -> tuple[int, ...]:
+    """The running kernel's version, as numbers."""
+    return tuple(int(number) for number in re.findall(r"\d+", os.uname().release.partition("-")[0].partition("+")[0]))
 
 
 def file_system(path: Path) -> str:
