@@ -40,6 +40,17 @@ from loader.convert.convert import convert as convert_image
 @click.option(
     "--threads", type=click.IntRange(1, 64), default=min(os.cpu_count() or 1, 16), help="Compressing threads."
 )
+@click.option(
+    "--fingerprints",
+    is_flag=True,
+    help="Carry every file's fingerprint (about 27 bytes each), so that kernels of 7.0 and later share page cache.",
+)
+@click.option(
+    "--trace",
+    metavar="TRACE",
+    help="Rebuild the layout for a start that was traced: a file of `erofs-loader trace --output`, or an image whose "
+    "newest published trace of pages is taken. One blob more has all that the start touches.",
+)
 @insecure_option
 @config_option
 @json_option
@@ -51,6 +62,8 @@ def convert(
     level: int,
     metadata_level: int,
     threads: int,
+    fingerprints: bool,
+    trace: str | None,
     insecure: bool,
     config: str | None,
     as_json: bool,
@@ -62,7 +75,8 @@ def convert(
     either name mounts.
     """
     lean_memory()
-    request = Request(source, target, platform, base, Options(level=level, threads=threads), metadata_level)
+    options = Options(level=level, threads=threads, fingerprints=fingerprints)
+    request = Request(source, target, platform, base, options, metadata_level, trace)
     result = convert_image(request, registry_config(config, insecure), progress_bars(quiet=as_json))
     if as_json:
         print_json(_document(result))

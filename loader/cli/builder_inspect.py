@@ -6,7 +6,9 @@ from typing import Any
 
 import click
 
-from loader.artifact import PAYLOAD_SIZE_ANNOTATION, Artifact, descriptor_to_json
+from erofs_builder.errors import ArtifactError
+from erofs_builder.frame_list import decode_frames
+from loader.artifact import PAYLOAD_SIZE_ANNOTATION, START_ANNOTATION, Artifact, descriptor_to_json
 from loader.cli.builder_options import config_option, opened_artifact, platform_option
 from loader.cli.common import human_size, insecure_option, json_option, percent, print_json, print_table
 from loader.convert.survey import Survey, load_tree, show_path, survey
@@ -50,6 +52,8 @@ def _show(descriptor: Descriptor, artifact: Artifact, found: Survey) -> None:
         f"{human_size(shared)} shared, {human_size(found.hole_bytes)} holes"
     )
     click.echo(f"          {human_size(blob_bytes)} compressed ({percent(blob_bytes, found.file_bytes)})")
+    if start := _start(artifact, found):
+        click.echo(f"start     {start['frames']:,} frames, {human_size(start['bytes'])} in {start['ranges']:,} ranges")
     click.echo()
     rows = [
         (
@@ -70,6 +74,19 @@ def _show(descriptor: Descriptor, artifact: Artifact, found: Survey) -> None:
         )
 
 
+def _start(artifact: Artifact, found: Survey) -> dict[str, int]:
+    """How much the list of the start has, and in how many contiguous ranges; empty without a usable one."""
+    try:
+        places = sorted(set(decode_frames(artifact.annotations.get(START_ANNOTATION, ""))))
+        size = sum(found.blobs[blob].table[frame].encoded_size for blob, frame in places)
+    except (ArtifactError, IndexError):
+        return {}
+    ranges = sum(
+        (blob, frame - 1) != before for (blob, frame), before in zip(places, [(-1, -1), *places], strict=False)
+    )
+    return {"frames": len(places), "bytes": size, "ranges": ranges} if places else {}
+
+
 def _document(descriptor: Descriptor, artifact: Artifact, found: Survey) -> dict[str, Any]:
     return {
         "artifact": descriptor_to_json(descriptor),
@@ -82,6 +99,7 @@ def _document(descriptor: Descriptor, artifact: Artifact, found: Survey) -> dict
         "fingerprints": found.fingerprints,
         "file_bytes": found.file_bytes,
         "hole_bytes": found.hole_bytes,
+        "start": _start(artifact, found),
         "stored_bytes": sum(use.bytes for use in found.blobs),
         "shared_bytes": sum(use.shared for use in found.blobs),
         "blob_bytes": sum(blob.size for blob in artifact.blobs),

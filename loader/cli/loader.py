@@ -11,10 +11,12 @@ from typing import Any, NoReturn
 import click
 
 from erofs_builder.errors import IntegrityError
+from erofs_builder.page_trace import PageRun
 from loader.cli.bars import progress_bars
 from loader.cli.common import human_size, json_option, percent, print_json, print_table, run
 from loader.cli.loader_client import Client
 from loader.config import Config, load_config
+from loader.errors import UsageError
 
 _FORMS = click.Choice(["auto", "encoded", "decoded"])
 
@@ -270,21 +272,41 @@ def prefetch(context: click.Context, image: str, paths: tuple[str, ...], form: s
 @cli.command()
 @location_options
 @click.argument("image")
+@click.argument("command", nargs=-1)
 @click.option("--publish/--no-publish", default=True, help="Store the trace beside the image, for other nodes.")
+@click.option("--output", type=click.Path(path_type=Path), help="With a COMMAND: write its trace to this file.")
 @click.option("--insecure", is_flag=True, help="Accept plain HTTP and unverified TLS from the registry.")
 @json_option
 @click.pass_context
-def trace(context: click.Context, image: str, publish: bool, insecure: bool, as_json: bool) -> None:
-    """Keep what was read of IMAGE since it was mounted as what its next start will read."""
-    from loader.cli.loader_trace import publish_trace_of
+def trace(
+    context: click.Context, /, image: str, command: tuple[str, ...], publish: bool, output: Path | None,
+    insecure: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Keep what was read of IMAGE since it was mounted as what its next start will read.
 
-    answer = client(context).request("POST", "/v1/trace", {"image": absolute(image)})
+    With `-- COMMAND ...`: run it, and record each page that it touches of IMAGE's mounts of the decoded form; from such
+    a trace `erofs-builder convert --trace` rebuilds the layout.
+    """
+    from loader.cli import loader_trace
+
+    if output and not command:
+        raise UsageError(
+            "--output takes the trace of a command", hint="erofs-loader trace IMAGE --output FILE -- COMMAND"
+        )
+    pages: list[PageRun] | None = None
+    if command:
+        answer, pages = loader_trace.page_trace(client(context), absolute(image), command)
+    else:
+        answer = loader_trace.frame_trace(client(context), absolute(image))
+    if output and pages is not None:
+        loader_trace.write_pages(output, pages)
     if publish:
-        answer["published"] = publish_trace_of(settings(context, insecure=insecure or None), answer)
+        answer["published"] = loader_trace.publish_trace_of(settings(context, insecure=insecure or None), answer, pages)
     if as_json:
         print_json(answer)
         return
-    click.echo(f"{answer['count']} frames, {human_size(answer['bytes'])}")
+    count = f"{answer['pages']} pages" if command else f"{answer['count']} frames"
+    click.echo(f"{count}, {human_size(answer['bytes'])}")
     if publish:
         click.echo(f"published as {answer['published']}, which refers to {answer['digest']}")
 

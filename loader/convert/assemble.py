@@ -12,9 +12,11 @@ from erofs_builder.contents import Contents, encode_contents
 from erofs_builder.digest import Digest
 from erofs_builder.erofs.writer import write_image
 from erofs_builder.errors import ArtifactError
+from erofs_builder.frame_list import encode_frames
 from erofs_builder.layer import Layer
 from erofs_builder.model import Blob, Node
 from erofs_builder.payload import Form, complete_payload
+from erofs_builder.startup_layout import Relaid
 from erofs_builder.tree import flatten, walk
 from loader.artifact import (
     BLOB_TYPE,
@@ -50,15 +52,20 @@ def assemble(
     base_contents: Sequence[tuple[Blob, Contents]] = (),
     level: int = PAYLOAD_LEVEL,
     start_list: Callable[[Node, Sequence[Blob]], str] | None = None,
+    rebuild: Callable[[Node], Relaid | None] | None = None,
     *,
     consume: bool = False,
 ) -> Assembled:
     """Flatten the layers and write everything but the data blobs. `start_list` says what a start reads (start.py).
 
+    `rebuild` moves what a traced start touches into a blob of its own (startup_layout.py); that is then the list.
     `consume` takes the layers apart on the way, a fifth of the memory: they cannot be used again.
     """
     root = flatten(layers, consume=consume)
     candidates = list(dict.fromkeys([blob for blob, _ in base_contents] + [la.blob for la in layers if la.blob]))
+    relaid = rebuild(root) if rebuild else None
+    if relaid:
+        candidates.append(relaid.blob)
     with ThreadPoolExecutor(len(Form)) as pool:  # one form is compressed while the other one is laid out
         futures = {}
         used: dict[Form, list[Blob]] = {}
@@ -74,9 +81,11 @@ def assemble(
     if blobs != used[Form.DECODED]:
         raise ArtifactError("the two forms use different blobs")
     contents = dict(base_contents) | {la.blob: la.contents for la in layers if la.blob}
+    if relaid:
+        contents[relaid.blob] = Contents()  # all of it is in the layers' blobs as well
     index = _compressed(encode_contents([(blob.digest, contents[blob]) for blob in blobs]), _CONTENTS_LEVEL)
     inodes, file_bytes = _count(root)
-    start = start_list(root, blobs) if start_list else ""
+    start = _start_list(root, blobs, relaid, start_list)
     documents = {Digest.of(data): data for data, _ in parts.values()} | {Digest.of(index): index}
     artifact = Artifact(
         blobs=[_describe_blob(blob) for blob in blobs],
@@ -86,6 +95,14 @@ def assemble(
         annotations={INODES_ANNOTATION: str(inodes)} | ({START_ANNOTATION: start} if start else {}),
     )
     return Assembled(artifact, tuple(blobs), documents, inodes, file_bytes)
+
+
+def _start_list(
+    root: Node, blobs: list[Blob], relaid: Relaid | None, guess: Callable[[Node, Sequence[Blob]], str] | None
+) -> str:
+    if relaid:
+        return encode_frames((blobs.index(relaid.blob), frame) for frame in range(relaid.start_frames))
+    return guess(root, blobs) if guess else ""
 
 
 def _compressed(data: bytes | bytearray, level: int) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,9 +14,12 @@ from pathlib import Path
 from erofs_builder.digest import Digest
 from erofs_builder.hot import keep_memory
 from erofs_builder.layer import Layer, Options
+from erofs_builder.model import Blob, Node
+from erofs_builder.page_trace import PageRun
 from erofs_builder.pieces import Base
 from erofs_builder.rootfs import build_rootfs
 from erofs_builder.startup import Command
+from erofs_builder.startup_layout import Relaid, rebuild
 from loader.artifact import ARTIFACT_TYPE, INDEX_TYPE, descriptor_to_json
 from loader.convert.assemble import PAYLOAD_LEVEL, Assembled, assemble
 from loader.convert.base import BaseArtifact, load_base
@@ -23,7 +27,7 @@ from loader.convert.layers import blob_path, convert_layer
 from loader.convert.progress import NoProgress, Progress
 from loader.convert.publish import Published, publish
 from loader.convert.source import ALL_PLATFORMS, SourceImage, SourceLayer, load_source
-from loader.convert.start import start_list
+from loader.convert.start import frame_reader, start_list
 from loader.errors import NotFoundError, UsageError
 from loader.registry.base import Descriptor, ImageTarget
 from loader.registry.config import RegistryConfig
@@ -32,6 +36,7 @@ from loader.registry.layout import Layout
 from loader.registry.open import check_target, open_image, open_reference, open_target
 from loader.registry.patience import patiently
 from loader.registry.reference import RootfsReference, parse_reference
+from loader.trace import load_page_trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,7 @@ class Request:
     base: str | None = None
     options: Options = field(default_factory=Options)
     metadata_level: int = PAYLOAD_LEVEL  # zstd
+    trace: str | None = None  # a file, or an image whose trace is taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +103,12 @@ def convert(request: Request, config: RegistryConfig, progress: Progress | None 
             stack.callback(source.close)
             found = load_source(source, name, request.platform)
         base = _open_base(request, config, stack)
+        platform = None if request.platform == ALL_PLATFORMS else request.platform
+        trace = load_page_trace(request.trace, config, platform) if request.trace else ()
         target, tag = open_target(request.target, config)  # last: a mistyped source leaves no empty layout
         stack.callback(target.close)
         directory = Path(stack.enter_context(_work_directory(target)))
-        work = _Conversion(request, base, target, directory, progress)
+        work = _Conversion(request, base, trace, target, directory, progress)
         index = None
         if isinstance(reference, RootfsReference):
             images: tuple[Converted, ...] = (work.convert_rootfs(reference.path, tag),)
@@ -133,11 +141,13 @@ class _Conversion:
         self,
         request: Request,
         base: BaseArtifact | None,
+        trace: Sequence[PageRun],
         target: ImageTarget,
         directory: Path,
         progress: Progress,
     ) -> None:
         self.base = base
+        self._trace = trace
         self._request = request
         self._target = target
         self._directory = directory
@@ -188,7 +198,9 @@ class _Conversion:
     ) -> Converted:
         base = self.base.blobs if self.base else ()
         files = {item.layer.blob.digest: item.file for item in layers if item.layer.blob}
-        start = partial(start_list, command=command, files=files) if command else None
+        base_source = self.base.source if self.base else None
+        read_frame = frame_reader(files, base_source)
+        start = partial(start_list, command=command, read_frame=read_frame) if command else None
         with self._progress.task("metadata", None):
             assembled = assemble(
                 [item.layer for item in layers],
@@ -196,11 +208,22 @@ class _Conversion:
                 base,
                 self._request.metadata_level,
                 start,
+                partial(self._rebuild, files, read_frame) if self._trace else None,
                 consume=self._request.platform != ALL_PLATFORMS,
             )
-        base_source = self.base.source if self.base else None
         published = publish(assembled, files, base_source, self._target, tag, self._progress)
         return Converted(platform, subject, layers, assembled, published)
+
+    def _rebuild(
+        self, files: dict[Digest, Path], read_frame: Callable[[Blob, int], bytes], root: Node
+    ) -> Relaid | None:
+        """Write the blob of the traced start, and note it among the files."""
+        file = self._directory / f"start-{len(files)}"
+        with file.open("wb") as out, self._progress.task("start-up blob", None):
+            relaid = rebuild(root, self._trace, read_frame, out, self._request.options.threads)
+        if relaid:
+            files[relaid.blob.digest] = file
+        return relaid
 
 
 def _publish_index(

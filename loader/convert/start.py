@@ -1,17 +1,17 @@
-"""The list of frames that an image's start reads, made while its blobs are at hand."""
+"""What an image's start reads: the list of its frames, or a blob rebuilt for it, made while the blobs are at hand."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import zstandard
-
 from erofs_builder.digest import Digest
+from erofs_builder.erofs.flat import decode_frame
 from erofs_builder.frame_list import encode_frames
 from erofs_builder.model import Blob, Node
 from erofs_builder.startup import Command, start_frames
+from loader.registry.base import ImageSource
 
 
 def command_of(config: Mapping[str, Any]) -> Command:
@@ -30,17 +30,28 @@ def _strings(value: object) -> tuple[str, ...]:
     return tuple(item for item in value if isinstance(item, str)) if isinstance(value, list) else ()
 
 
-def start_list(root: Node, blobs: Sequence[Blob], command: Command, files: Mapping[Digest, Path]) -> str:
-    """The list for the artifact (erofs_builder/frame_list.py). Programs in blobs that `files` lacks are unknown."""
-    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 20)
+def frame_reader(files: Mapping[Digest, Path], base: ImageSource | None = None) -> Callable[[Blob, int], bytes]:
+    """Reads frames of blobs, from `files` or else from the base's source. KeyError: it is in neither."""
 
     def read_frame(blob: Blob, number: int) -> bytes:
         assert blob.table is not None
-        frame = blob.table[number]
-        with files[blob.digest].open("rb") as file:
-            file.seek(frame.encoded_offset)
-            return decompressor.decompress(file.read(frame.encoded_size))
+        frame, digest = blob.table[number], blob.digest
+        if digest in files:
+            with files[digest].open("rb") as file:
+                file.seek(frame.encoded_offset)
+                data = file.read(frame.encoded_size)
+        elif base is not None and blob.from_base:
+            data = base.read_range(digest, frame.encoded_offset, frame.encoded_size)
+        else:
+            raise KeyError(digest)
+        Digest(frame.digest).verify(data, f"frame {number} of {digest}")
+        return decode_frame(data, frame, str(digest))
 
+    return read_frame
+
+
+def start_list(root: Node, blobs: Sequence[Blob], command: Command, read_frame: Callable[[Blob, int], bytes]) -> str:
+    """The list for the artifact (erofs_builder/frame_list.py)."""
     numbers = {blob: number for number, blob in enumerate(blobs)}
     places = start_frames(root, command, read_frame)
     return encode_frames((numbers[blob], frame) for blob, frame in places if blob in numbers)
