@@ -7,6 +7,7 @@
     on_stop = "keep"                      # keep, umount: what SIGTERM does with the mounts
     insecure = false                      # plain HTTP, and TLS without a check, for every registry
     domain = "erofs-ondemand"             # cachefiles: blobs are shared inside of this domain
+    page_domain = "auto"                  # images of one domain share page cache: auto (one an owner), off, or a name
     quota = "20G"                         # bytes of cached data; unset: bounded by the file system only
     log_level = "info"
 
@@ -35,6 +36,7 @@ from loader.errors import UsageError
 
 DEFAULT_FILE = Path("/etc/erofs-loader/config.toml")
 SETTINGS_VARIABLE = "EROFS_LOADER_SETTINGS"
+DOMAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,99}\Z")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _CHOICES = {
     "plane": ("auto", "fanotify", "cachefiles"),
@@ -56,6 +58,7 @@ class Config:
     on_stop: str = "keep"
     insecure: bool = False
     domain: str = "erofs-ondemand"
+    page_domain: str = "auto"
     quota: int | None = None
     log_level: str = "info"
     deadline: float = 120.0
@@ -132,6 +135,10 @@ def _converted(name: str, value: Any, where: str) -> Any:
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 86400:
             raise UsageError(f"{where}: deadline must be seconds, more than 0 and at most 86400, not {value!r}")
         return float(value)
+    if name == "page_domain" and not (isinstance(value, str) and DOMAIN.match(value)):
+        raise UsageError(
+            f"{where}: page_domain is {value!r}", hint="auto, off, or a name of letters, digits, . _ / : and -"
+        )
     if name == "insecure" and not isinstance(value, bool):
         raise UsageError(f"{where}: insecure must be true or false, not {value!r}")
     return value

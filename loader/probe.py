@@ -6,6 +6,7 @@ mounted, the kernel asked for what was missing, a refusal was an error, and the 
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 import time
@@ -19,6 +20,8 @@ from loader.errors import KernelSupportError
 from loader.planes import cachefiles_canary, fanotify_canary
 from loader.planes.canary import CanaryFailed, CanaryImage
 from loader.planes.needs import explain
+
+log = logging.getLogger(__name__)
 
 # In the order of preference: what is decoded by the kernel first, what outlives 7.1 first.
 COMBINATIONS = (
@@ -42,6 +45,8 @@ class Finding:
     missing: str | None = None
     remedy: str | None = None
     detail: str | None = None
+    shares: bool = False  # page cache between images
+    not_shared: str | None = None  # why not, where it works otherwise
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -52,6 +57,8 @@ class Finding:
             "missing": self.missing,
             "remedy": self.remedy,
             "detail": self.detail,
+            "shares_page_cache": self.shares,
+            "not_shared": self.not_shared,
             "seconds": round(self.seconds, 3),
         }
 
@@ -63,7 +70,7 @@ def probe(root: Path, combinations: Sequence[tuple[str, Form]] = COMBINATIONS) -
 
 
 def probe_one(root: Path, plane: str, form: Form) -> Finding:
-    """Try one combination."""
+    """Try one combination, and where it works, whether images share page cache in it."""
     directory = Path(tempfile.mkdtemp(prefix="probe-", dir=root))
     started = time.monotonic()
     try:
@@ -75,7 +82,22 @@ def probe_one(root: Path, plane: str, form: Form) -> Finding:
         )
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-    return Finding(plane, form, True, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    why = _try_sharing(root, form) if plane == "fanotify" else "the fanotify plane"
+    return Finding(plane, form, True, seconds, shares=why is None, not_shared=why)
+
+
+def _try_sharing(root: Path, form: Form) -> str | None:
+    """What keeps images from sharing page cache on the fanotify plane; None if they do."""
+    directory = Path(tempfile.mkdtemp(prefix="probe-", dir=root))
+    try:
+        fanotify_canary.run_sharing(directory, CanaryImage.make(form))
+    except CanaryFailed as failure:
+        log.info("page cache is not shared: %s", failure)
+        return explain(failure, "fanotify", form, root).what
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    return None
 
 
 def choose(root: Path, plane: str = "auto", form: str = "auto") -> Finding:

@@ -44,6 +44,12 @@ CREATE TABLE blobs (
 );
 """
 
+# Beside `mounts`, whose columns earlier versions of this program know: they pass over what they do not.
+_PAGE_DOMAINS = """
+CREATE TABLE IF NOT EXISTS page_domains (
+    target TEXT PRIMARY KEY REFERENCES mounts ON DELETE CASCADE, domain TEXT NOT NULL
+);
+"""
 _TOUCH = "INSERT INTO blobs (blob, form, used) VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET used = excluded.used"
 
 
@@ -72,6 +78,7 @@ class MountRecord:
     fsid: str | None
     made: float
     boot: str
+    domain: str | None = None  # in which it shares page cache
 
 
 class State:
@@ -95,6 +102,7 @@ class State:
             self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
         elif version != _VERSION:
             raise sqlite3.DatabaseError(f"{path}: schema version {version}, this program knows {_VERSION}")
+        self._db.execute(_PAGE_DOMAINS)
 
     def check(self) -> None:
         """sqlite3.DatabaseError if the file is damaged."""
@@ -213,6 +221,8 @@ class State:
                     record.boot,
                 ),
             )
+            if record.domain:
+                db.execute("INSERT OR REPLACE INTO page_domains VALUES (?, ?)", (record.target, record.domain))
 
     def remove_mount(self, target: str) -> None:
         with self._transaction() as db:
@@ -221,7 +231,8 @@ class State:
     def mounts(self) -> list[MountRecord]:
         with self._lock:
             rows = self._db.execute(
-                "SELECT target, image, form, plane, fsid, made, boot FROM mounts ORDER BY made, target"
+                "SELECT target, image, form, plane, fsid, made, boot, domain FROM mounts "
+                "LEFT JOIN page_domains USING (target) ORDER BY made, target"
             ).fetchall()
         return [MountRecord(row[0], Digest.parse(row[1]), Form(row[2]), *row[3:]) for row in rows]
 

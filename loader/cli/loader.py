@@ -83,16 +83,21 @@ def serve(context: click.Context, /, insecure: bool, **options: Any) -> None:
 @click.argument("image")
 @click.argument("directory", type=click.Path(exists=True, file_okay=False, resolve_path=True))
 @click.option("--form", type=_FORMS, help="Form of the metadata [what the daemon serves].")
+@click.option("--domain", help="Share page cache with the mounts of this domain; off: with none [as configured].")
 @json_option
 @click.pass_context
-def mount(context: click.Context, image: str, directory: str, form: str | None, as_json: bool) -> None:
+def mount(
+    context: click.Context, image: str, directory: str, form: str | None, domain: str | None, as_json: bool
+) -> None:
     """Mount IMAGE (docker://…, oci:DIR[:TAG]) on DIRECTORY."""
     body = {"image": absolute(image), "target": directory} | ({"form": form} if form else {})
+    body |= {"domain": domain} if domain else {}
     mounted = client(context).request("POST", "/v1/mounts", body)
     if as_json:
         print_json(mounted)
     else:
-        click.echo(f"{mounted['image']} on {mounted['target']} ({mounted['form']}, {mounted['plane']})")
+        shared = f", pages shared in {mounted['domain']}" if "domain" in mounted else ""
+        click.echo(f"{mounted['image']} on {mounted['target']} ({mounted['form']}, {mounted['plane']}{shared})")
 
 
 @cli.command()
@@ -176,6 +181,7 @@ def status(context: click.Context, as_json: bool) -> None:
         return
     worker, keeper = answer["worker"], answer["keeper"]
     click.echo(f"plane {answer['plane']}, form {answer['form']}, root {answer['root']}")
+    click.echo(f"page cache shared between images: {answer['page_domain']}")
     click.echo(f"keeper pid {keeper.get('pid')}, worker pid {worker['pid']}, up {worker['uptime']:.0f} s")
     click.echo(f"images {answer['images']}, mounts {answer['mounts']}, requests waiting {len(keeper['requests'])}")
     for flight in answer["waiting"]:

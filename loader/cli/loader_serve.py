@@ -54,19 +54,24 @@ def resolved(config: Config) -> Config:
     config.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     known = _read_choice(config.root)
     if known and config.plane in ("auto", known[0]) and config.form in ("auto", known[1]):
-        return replace(config, plane=known[0], form=known[1])
+        return _applied(config, *known)
     finding = choose(config.root, config.plane, config.form)
     log.info("plane %s, form %s: the canary was read right", finding.plane, finding.form.value)
-    choice = {"boot": boot_id().hex(), "plane": finding.plane, "form": finding.form.value}
+    choice = {"boot": boot_id().hex(), "plane": finding.plane, "form": finding.form.value, "shares": finding.shares}
     replace_file(config.root / CHOICE, json.dumps(choice).encode(), config.root)
-    return replace(config, plane=finding.plane, form=finding.form.value)
+    return _applied(config, finding.plane, finding.form.value, finding.shares)
 
 
-def _read_choice(root: Path) -> tuple[str, str] | None:
-    """The plane and form that worked earlier in this boot."""
+def _applied(config: Config, plane: str, form: str, shares: bool) -> Config:
+    return replace(config, plane=plane, form=form, page_domain=config.page_domain if shares else "off")
+
+
+def _read_choice(root: Path) -> tuple[str, str, bool] | None:
+    """The plane and form that worked earlier in this boot, and whether images share page cache there."""
     try:
         choice = json.loads((root / CHOICE).read_bytes())
-        return (choice["plane"], choice["form"]) if choice["boot"] == boot_id().hex() else None
+        found = choice["plane"], choice["form"], bool(choice.get("shares"))
+        return found if choice["boot"] == boot_id().hex() else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -82,6 +87,10 @@ def probe(config: Config, as_json: bool) -> int:
             for finding in findings
         ]
         print_table(("PLANE", "FORM", "HERE", "MISSING"), rows)
+        for finding in findings:
+            if finding.works and finding.plane == "fanotify":
+                shared = "works" if finding.shares else f"no, needs {finding.not_shared}"
+                click.echo(f"page cache shared between images ({finding.plane}, {finding.form.value}): {shared}")
         for remedy in dict.fromkeys(finding.remedy for finding in findings if finding.remedy):
             click.echo(f"hint: {remedy}")
     return 0 if any(finding.works for finding in findings) else KernelSupportError.exit_code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import random
@@ -13,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from erofs_builder.blob import BlobWriter
+from erofs_builder.erofs.sharing import announce_fingerprints
 from erofs_builder.erofs.writer import write_metadata
+from erofs_builder.fingerprint import fingerprint
 from erofs_builder.frames import BLOCK
 from erofs_builder.model import Blob, Extent, Node
 from erofs_builder.payload import Form, device_tag
@@ -39,6 +42,7 @@ class CanaryImage:
 
     form: Form
     metadata: bytes
+    announced: bytes  # the same with its fingerprints announced, for kernels that share page cache
     tag: str
     data: bytes
     files: dict[str, bytes]
@@ -56,12 +60,14 @@ class CanaryImage:
                 writer.add(frame)
             blob = Blob(writer.finish())
         nodes = {
-            b"large": _file(len(large), Extent(blob, 0, 0, _FRAME), Extent(blob, 1, 0, _FRAME)),
-            b"small": _file(len(small), Extent(blob, 2, 0, len(small))),
+            b"large": _file(large, Extent(blob, 0, 0, _FRAME), Extent(blob, 1, 0, _FRAME)),
+            b"small": _file(small, Extent(blob, 2, 0, len(small))),
         }
         metadata = write_metadata(Node(mode=0o040755, children=nodes), form, [blob])
         data = out.getvalue() if form is Form.ENCODED else b"".join(frames)
-        return cls(form, metadata.erofs, device_tag(form, blob.digest), data, {"large": large, "small": small})
+        announced = announce_fingerprints(metadata.erofs) + metadata.erofs[BLOCK:]
+        files = {"large": large, "small": small}
+        return cls(form, metadata.erofs, announced, device_tag(form, blob.digest), data, files)
 
     @property
     def options(self) -> list[str]:
@@ -73,8 +79,9 @@ def mount_options(form: Form) -> list[str]:
     return ["cache_strategy=disabled"] if form is Form.ENCODED else []
 
 
-def _file(size: int, *extents: Extent) -> Node:
-    return Node(mode=0o100644, size=size, extents=extents)
+def _file(content: bytes, *extents: Extent) -> Node:
+    known = fingerprint([(len(content), hashlib.sha256(content).digest())])
+    return Node(mode=0o100644, size=len(content), extents=extents, fingerprint=known)
 
 
 def check_reads(image: CanaryImage, target: Path, serve: Callable[[bool], bool]) -> None:
@@ -91,6 +98,23 @@ def check_reads(image: CanaryImage, target: Path, serve: Callable[[bool], bool])
         _, failed, found = _read(target / name, serve, refuse=False)
         if failed or found != content:
             raise CanaryFailed("read", f"{name}: " + ("an error, though it was served" if failed else "wrong bytes"))
+
+
+def check_sharing(image: CanaryImage, targets: tuple[Path, Path, Path], serve: Callable[[bool], bool]) -> None:
+    """Read through the first of three mounts: the second, of its domain, must have the pages, the third must not."""
+    first, second, other = targets
+    for name, content in image.files.items():
+        _, failed, found = _read(first / name, serve, refuse=False)
+        if failed or found != content:
+            raise CanaryFailed("share", f"{name}: " + ("an error, though it was served" if failed else "wrong bytes"))
+        asked, failed, found = _read(second / name, serve, refuse=True)
+        if asked or failed:
+            raise CanaryFailed("share", "the kernel keeps the pages of each image to itself")
+        if found != content:
+            raise CanaryFailed("share", f"{name}: wrong bytes from the pages of another image")
+    asked, failed, _ = _read(other / "large", serve, refuse=True)
+    if not asked or not failed:
+        raise CanaryFailed("share", "the kernel shares pages with another domain")
 
 
 def _read(path: Path, serve: Callable[[bool], bool], *, refuse: bool) -> tuple[bool, bool, bytes]:

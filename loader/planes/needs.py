@@ -46,6 +46,10 @@ _FSID = Missing(
     "EROFS over fscache (CONFIG_EROFS_FS_ONDEMAND; 5.19 to 7.1)", "use the fanotify plane, or such a kernel"
 )
 _BUSY = Missing("/dev/cachefiles, which another daemon has", "stop the other daemon, or ask it: erofs-loader status")
+_SHARE = Missing(
+    "page cache sharing in this kernel's EROFS (CONFIG_EROFS_FS_PAGE_CACHE_SHARE; 7.0 and later)",
+    "nothing but memory: every image keeps its own copy of what is read",
+)
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
@@ -54,6 +58,8 @@ def explain(failure: CanaryFailed, plane: str, form: Form, root: Path) -> Missin
     number = failure.error.errno if failure.error else None
     if number in (errno.EPERM, errno.EACCES):
         return _ROOT
+    if failure.step == "share" and (number in _UNSUPPORTED or number is None):
+        return _SHARE
     known = _fanotify(failure.step, number, root) if plane == "fanotify" else _cachefiles(failure.step, number)
     if known is None and failure.step == "mount":
         known = _mount(number, plane, form, str(failure))

@@ -13,6 +13,7 @@ from loader.cache.records import write_record
 from loader.cache.state import ImageRecord, MountRecord
 from loader.errors import NotFoundError, UsageError
 from loader.worker.counters import NAMES
+from loader.worker.images import canonical
 from loader.worker.mounting import image_fsid
 from loader.worker.prefetch import prefetch
 from loader.worker.service import Service
@@ -60,11 +61,12 @@ class Api:
         images = {image.digest: image for image in self._service.state.images()}
         return [_mount(mount, images.get(mount.image)) for mount in self._service.state.mounts()]
 
-    def mount(self, image: str, target: str, form: str | None = None) -> dict[str, Any]:
-        """Mount an image, known or not yet."""
+    def mount(self, image: str, target: str, form: str | None = None, domain: str | None = None) -> dict[str, Any]:
+        """Mount an image, known or not yet; `domain`: where it shares page cache, instead of what is configured."""
         chosen = self._form(form)
         record = self._service.images.add(image, chosen)
-        return _mount(self._service.mounting.mount(record, target, chosen), record)
+        name = "" if self._service.state.find_id(image) else canonical(image)
+        return _mount(self._service.mounting.mount(record, target, chosen, name, domain or None), record)
 
     def umount(self, target: str, lazy: bool = False) -> dict[str, Any]:
         """Unmount."""
@@ -133,6 +135,7 @@ class Api:
         return {
             "plane": service.plane,
             "form": service.form.value,
+            "page_domain": service.pages.policy,
             "root": str(service.layout.root),
             "worker": {"pid": os.getpid(), "generation": service.generation, "uptime": time.time() - service.started},
             "keeper": keeper,
@@ -199,4 +202,5 @@ def _mount(mount: MountRecord, image: ImageRecord | None) -> dict[str, Any]:
         "form": mount.form.value,
         "plane": mount.plane,
     }
-    return document | ({"fsid": mount.fsid} if mount.fsid else {})
+    extra = {"fsid": mount.fsid, "domain": mount.domain}
+    return document | {name: value for name, value in extra.items() if value}

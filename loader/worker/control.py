@@ -2,7 +2,7 @@
 
     GET    /v1/status /v1/stats /v1/images /v1/mounts    /metrics (Prometheus)
     POST   /v1/images    {"image", "form"?, "pinned"?}   DELETE /v1/images?image=…
-    POST   /v1/mounts    {"image", "target", "form"?}    DELETE /v1/mounts?target=…[&lazy=1]
+    POST   /v1/mounts    {"image", "target", "form"?, "domain"?}    DELETE /v1/mounts?target=…[&lazy=1]
     POST   /v1/prefetch  {"image", "paths"?, "form"?}    answers one JSON object a line until it is done
     POST   /v1/trace     {"image"}
     POST   /v1/gc        {"dry_run"?, "everything"?}
@@ -43,7 +43,7 @@ _ROUTES: dict[tuple[str, str], tuple[_Handler, dict[str, type]]] = {
     ("GET", "/v1/mounts"): (lambda api, _: api.mounts(), {}),
     ("POST", "/v1/images"): (lambda api, a: api.add_image(**a), {"image": str, "form": str, "pinned": bool}),
     ("DELETE", "/v1/images"): (lambda api, a: api.remove_image(**a), {"image": str}),
-    ("POST", "/v1/mounts"): (lambda api, a: api.mount(**a), {"image": str, "target": str, "form": str}),
+    ("POST", "/v1/mounts"): (lambda api, a: api.mount(**a), {"image": str, "target": str, "form": str, "domain": str}),
     ("DELETE", "/v1/mounts"): (lambda api, a: api.umount(**a), {"target": str, "lazy": bool}),
     ("POST", "/v1/prefetch"): (
         lambda api, a: api.prefetch(**{"paths": [], **a}),

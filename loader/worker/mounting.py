@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from loader.keeper.protocol import PRESENCE
 from loader.worker.images import Images
 from loader.worker.link import CallError, Link, as_loader_error
 from loader.worker.objects import Objects, blob_key
+from loader.worker.sharing import OFF, PageSharing
 from loader.worker.starts import Starts
 from mounts.mountinfo import mountinfo
 
@@ -50,7 +52,7 @@ class Mounting:
 
     def __init__(
         self, plane: str, domain: str, layout: Layout, state: State, images: Images, objects: Objects,
-        flights: FlightTable, link: Link, announce: Callable[[Payload], object], starts: Starts,
+        flights: FlightTable, link: Link, announce: Callable[[Payload], object], starts: Starts, pages: PageSharing,
     ) -> None:  # fmt: skip
         self.plane = plane
         self.domain = domain
@@ -62,6 +64,7 @@ class Mounting:
         self._link = link
         self._announce = announce
         self._starts = starts
+        self._pages = pages
         self._lock = threading.Lock()
         self._boot = boot_id().hex()
         self._held = Counter[tuple[Digest, Form]]()
@@ -70,19 +73,33 @@ class Mounting:
         """Held while nothing is mounted or unmounted."""
         return self._lock
 
-    def mount(self, image: ImageRecord, target: str, form: Form) -> MountRecord:
-        """Mount a known image; the same again is fine. BusyError if something else is there."""
+    def mount(
+        self, image: ImageRecord, target: str, form: Form, name: str = "", domain: str | None = None
+    ) -> MountRecord:
+        """Mount a known image; the same again is fine. BusyError if something else is there.
+
+        `name` is what whoever mounts called it ("" for a digest), `domain` the one he wants it to share page cache in.
+        """
+        return self._mount(
+            image, target, form, lambda erofs: self._pages.domain(erofs, name, image.digest, domain), domain
+        )
+
+    def _mount(
+        self, image: ImageRecord, target: str, form: Form, choose: Callable[[bytes], str | None], wanted: str | None
+    ) -> MountRecord:
         with self._lock:
             existing = self._existing(target)
             if existing is not None:
-                if (existing.image, existing.form) == (image.digest, form):
-                    return existing
-                raise BusyError(f"{target}: {existing.image} ({existing.form.value}) is mounted there")
+                if (existing.image, existing.form) != (image.digest, form):
+                    raise BusyError(f"{target}: {existing.image} ({existing.form.value}) is mounted there")
+                if wanted not in (None, existing.domain or OFF):
+                    raise BusyError(f"{target}: it is mounted there in the domain {existing.domain or OFF}")
+                return existing
             path, payload = self._images.payload(image.digest, form)
             self._announce(payload)
             try:
                 if self.plane == "fanotify":
-                    record = self._mount_files(image, target, form, path, payload.tables)
+                    record = self._mount_files(image, target, form, path, payload.tables, choose(payload.erofs))
                 else:
                     record = self._mount_fsid(image, target, form)
                     opened = [self._objects.files_of(form, table.blob_digest) for table in payload.tables]
@@ -102,19 +119,21 @@ class Mounting:
         return None
 
     def _mount_files(
-        self, image: ImageRecord, target: str, form: Form, path: Path, tables: tuple[FrameTable, ...]
-    ) -> MountRecord:
+        self, image: ImageRecord, target: str, form: Form, path: Path, tables: tuple[FrameTable, ...],
+        domain: str | None,
+    ) -> MountRecord:  # fmt: skip
         files = [self._open_blob(form, table) for table in tables]
         self._starts.fetch(image.digest, files)
         self._link.call(
             "mount",
-            source=str(path),
+            source=str(self._pages.announced(path) if domain else path),
             devices=[str(self._layout.data(table.blob_digest, form)) for table in tables],
-            options=OPTIONS[form],
+            options=[*OPTIONS[form], *(["inode_share"] if domain else [])],
             target=target,
+            domain_id=domain or "",
             objects=[file.object for file in files],
         )
-        return MountRecord(target, image.digest, form, "fanotify", None, time.time(), self._boot)
+        return MountRecord(target, image.digest, form, "fanotify", None, time.time(), self._boot, domain)
 
     def _open_blob(self, form: Form, table: FrameTable) -> CacheFile:
         """The blob's cache file, marked: before the mount, or its holes would read as they are."""
@@ -240,7 +259,9 @@ class Mounting:
             if image is None or form not in (item.value for item in Form):
                 log.error("what is mounted on %s is not known: %s", target, name)
                 continue
-            self._state.add_mount(MountRecord(target, image, Form(form), self.plane, fsid, time.time(), self._boot))
+            domain = None if fsid else str(entry.get("domain_id") or "") or None
+            record = MountRecord(target, image, Form(form), self.plane, fsid, time.time(), self._boot, domain)
+            self._state.add_mount(record)
             log.warning("recorded the mount of %s on %s again", image, target)
 
     def recover(self, fenced: list[Any]) -> None:
@@ -258,7 +279,7 @@ class Mounting:
             if image is None or record.plane != self.plane:
                 continue
             try:
-                self.mount(image, record.target, record.form)
+                self._mount(image, record.target, record.form, partial(self._pages.again, domain=record.domain), None)
                 log.info("mounted %s on %s again", image.name, record.target)
             except (LoaderError, FormatError, IntegrityError, OSError) as error:
                 log.error("cannot mount %s on %s again: %s", image.name, record.target, error)
