@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TEXTS = ["loader", "erofs_builder", "cachefiles", "fanotify", "mounts", "tests", "bench", "fuzz", "docs", "README.md"]
+PACKAGES = ["loader", "erofs_builder", "cachefiles", "confine", "fanotify", "mounts"]
+TEXTS = [*PACKAGES, "tests", "bench", "fuzz", "vm-tests", "docs", "README.md"]
 
 
 def _run(module: str, *arguments: str) -> None:
@@ -38,7 +39,12 @@ def test_types_of_the_packages() -> None:
 
 @pytest.mark.slow
 def test_types_of_tests_and_benches() -> None:
-    _run("mypy", "tests", "bench", "fuzz")
+    _run("mypy", "tests", "bench", "fuzz", "vm-tests/rig")
+
+
+@pytest.mark.slow
+def test_types_of_the_rigs_programs() -> None:
+    _run("mypy", "--scripts-are-modules", "vm-tests/run", "vm-tests/kernels")
 
 
 def test_spelling() -> None:

@@ -3,12 +3,16 @@
 The root is the host's file system, read-only. What is written goes to tmpfs (/run, /tmp) or to the scratch disk
 (/run/disk). With `systemd` in the task the root becomes an overlay that can be written (its upper layer on tmpfs) and
 systemd takes over as PID 1; it runs the scenario as a service, by this file with `--service`.
+
+With `--native` there is no machine, but mount and pid namespaces of the host; the host does what the kernel's side is.
 """
 
 import ctypes
 import json
 import os
 import signal
+import socket
+import subprocess
 import sys
 import traceback
 from pathlib import Path
@@ -112,14 +116,15 @@ def find_port(name: str):
     raise FileNotFoundError(f"no virtio port {name}")
 
 
-def play(task: dict) -> None:
+def play(task: dict, port) -> None:
     """Run the scenario's function; its outcome goes to the host from here."""
     from lib import Guest, network
 
-    guest = Guest(task, find_port(task["port"]))
+    guest = Guest(task, port)
     try:
         os.environ.update(PATH="/usr/sbin:/usr/bin:/sbin:/bin", HOME="/run", TMPDIR="/tmp", LC_ALL="C.UTF-8")
-        network()
+        if not task["native"]:
+            network()
         module = __import__(f"scenarios.{task['scenario']}", fromlist=["*"])
         getattr(module, task["function"])(guest)
         guest.end(ok=True)
@@ -169,7 +174,7 @@ def main() -> None:
         pid = os.fork()
         if pid == 0:
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-            play(task)
+            play(task, find_port(task["port"]))
             os._exit(0)
         while os.wait()[0] != pid:
             pass
@@ -179,8 +184,24 @@ def main() -> None:
     LIBC.reboot(ctypes.c_int(RB_POWER_OFF))
 
 
+def native(folder: Path, disk: str) -> None:
+    """In namespaces of the host: the same places, and the port is a socket."""
+    task = json.loads((folder / "task.json").read_text())
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(str(folder / "port"))
+    mount("tmpfs", "/run", "tmpfs", 0, "mode=755")
+    mount_tmp()
+    Path("/run/disk").mkdir()
+    subprocess.run(["mount", "-o", "loop", disk, "/run/disk"], check=True)
+    play(task, connection)
+
+
 if __name__ == "__main__":
     if sys.argv[1:] == ["--service"]:
-        play(json.loads(TASK.read_text()))
+        task = json.loads(TASK.read_text())
+        play(task, find_port(task["port"]))
         os.execvp("systemctl", ["systemctl", "poweroff"])
-    main()
+    if sys.argv[1:2] == ["--native"]:
+        native(Path(sys.argv[2]), sys.argv[3])
+    else:
+        main()

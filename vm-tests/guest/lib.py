@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 DISK = Path("/run/disk")
-HOST = "10.0.2.2"
 
 
 class Failure(Exception):
@@ -96,7 +95,7 @@ def run(*command, ok=True, env=None, limit=120):
 
 
 def network():
-    """The one link to QEMU's user network; the host's loopback is HOST."""
+    """The one link to QEMU's user network."""
     run("ip", "link", "set", "lo", "up")
     if Path("/sys/class/net/eth0").exists():
         run("ip", "addr", "add", "10.0.2.15/24", "dev", "eth0")

@@ -8,10 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+import traceback
 from pathlib import Path
 
-from lib import DISK, Failure, expect, run, wait_for
+from lib import DISK, Failure, expect, wait_for
 
 ROOT = DISK / "loader"
 SOCKET = Path("/run/erofs-loader/control.sock")
@@ -22,8 +24,55 @@ LOG = Path("/run/disk/serve.log")
 
 
 def loader(*arguments, ok=True, limit=120):
-    """One `erofs-loader` command; the finished process."""
-    return run(*LOADER, *arguments, ok=ok, env=ENVIRONMENT, limit=limit)
+    """One `erofs-loader` command in a process of its own; its outcome.
+
+    A fork of this process, which imports the program once: under emulation every start of Python takes seconds.
+    """
+    from loader.cli.loader import main
+
+    words = ["erofs-loader", *map(str, arguments)]
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        pid = os.fork()
+        if pid == 0:
+            os.dup2(out.fileno(), 1)
+            os.dup2(err.fileno(), 2)
+            os.environ.update(ENVIRONMENT)
+            sys.argv = words
+            os._exit(_exit_status(main))
+        status = _wait_for_end(pid, limit, words)
+        for stream in (out, err):
+            stream.seek(0)
+        done = subprocess.CompletedProcess(words, status, out.read(), err.read())
+    if ok and done.returncode:
+        raise Failure(f"{' '.join(words)}: exit {done.returncode}: {done.stderr.strip() or done.stdout.strip()}")
+    return done
+
+
+def _exit_status(main):
+    """What the process would have ended with."""
+    status = 1
+    try:
+        main()
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return status
+
+
+def _wait_for_end(pid, limit, words):
+    """The exit status of a child; Failure (and SIGKILL) if it does not end."""
+    pidfd = os.pidfd_open(pid)
+    late = not select.select([pidfd], [], [], limit)[0]
+    os.close(pidfd)
+    if late:
+        os.kill(pid, signal.SIGKILL)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    expect(not late, f"{' '.join(words)}: no end after {limit} s")
+    return status
 
 
 def loader_json(*arguments):

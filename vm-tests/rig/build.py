@@ -40,6 +40,8 @@ def key(kernel: Kernel) -> str:
 
 def cached(kernel: Kernel) -> Image | None:
     """The newest cached image of this kernel made by today's recipe."""
+    if kernel.origin == "host":
+        return Image(kernel, os.uname().release, Path(), ())
     best: Image | None = None
     suffix = "-" + key(kernel)
     for entry in (cache_root() / kernel.name).glob(f"*{suffix}"):
@@ -52,7 +54,7 @@ def cached(kernel: Kernel) -> Image | None:
 def obtain(kernel: Kernel, refresh: bool = False) -> Image:
     """The cached image, or a new one; `refresh` asks the archive for a newer version first."""
     found = cached(kernel)
-    if found and not refresh:
+    if found and (not refresh or kernel.origin == "host"):
         return found
     apt = Apt(kernel.suite, cache_root() / "apt")
     apt.update()

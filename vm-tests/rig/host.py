@@ -1,4 +1,7 @@
-"""The host's side of a run: one folder, one network of its own, one registry; images are made once for all cells."""
+"""The host's side of a run: one folder, one network of its own; images are made once for all cells and lanes.
+
+A lane plays one scenario after the other, with a registry that it can stop; the lanes' registries share their store.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ import importlib
 import inspect
 import subprocess
 import sys
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,7 +20,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from rig import disk, machine
-from rig.registry import Registry
+from rig.registry import PORT, Registry
 from rig.table import HERE, Image
 
 REPOSITORY = HERE.parent
@@ -33,6 +38,11 @@ class Cell:
 
     def __str__(self) -> str:
         return f"{self.image.kernel.name} {self.plane}/{self.form}"
+
+    @property
+    def native(self) -> bool:
+        """Whether it is this machine itself."""
+        return self.image.kernel.origin == "host"
 
 
 @dataclass
@@ -56,32 +66,49 @@ class Result:
         return asdict(self)
 
 
-class Host:
-    """What a scenario's `host` function gets: a folder, the registry, a place for handlers, images made once."""
+class Shared:
+    """What the lanes of a run have together: its folder, and what was made once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.store = folder / "store"
+        self._made: dict[str, Any] = {}
+        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+
+    def once(self, name: str, make: Callable[[Path], Any]) -> Any:
+        """`make(folder)` the first time in this run; later its result again."""
+        with self._locks[name]:
+            if name not in self._made:
+                folder = self.folder / "made" / name
+                folder.mkdir(parents=True)
+                self._made[name] = make(folder)
+            return self._made[name]
+
+
+class Host:
+    """What a scenario's `host` function gets: the lane's registry, a place for handlers, images made once."""
+
+    def __init__(self, shared: Shared, lane: int = 0) -> None:
+        self.folder = shared.folder
+        self.once = shared.once
         self.handlers: machine.Handlers = {}
         self.cell: Cell | None = None
+        self._shared, self._lane = shared, lane
         self._registry: Registry | None = None
-        self._made: dict[str, Any] = {}
         self._scenario = contextlib.ExitStack()
 
     @property
     def registry(self) -> Registry:
-        """The run's registry, started when it is first asked for."""
+        """The lane's registry, started when it is first asked for."""
         if self._registry is None:
-            self._registry = Registry(self.folder / "registry")
+            self._registry = Registry(self.folder / f"registry-{self._lane}", self._shared.store, PORT + self._lane)
             self._registry.start()
         return self._registry
 
-    def once(self, name: str, make: Callable[[Path], Any]) -> Any:
-        """`make(folder)` the first time in this run; later its result again."""
-        if name not in self._made:
-            folder = self.folder / "made" / name
-            folder.mkdir(parents=True)
-            self._made[name] = make(folder)
-        return self._made[name]
+    def seen(self, address: str) -> str:
+        """What a guest of this cell has to say for an address on our loopback."""
+        native = self.cell is not None and self.cell.native
+        return address if native else address.replace("127.0.0.1", machine.OUR_ADDRESS)
 
     def keep(self, resource: contextlib.AbstractContextManager[T]) -> T:
         """Enter a context until the scenario ends."""
@@ -115,7 +142,9 @@ def scenarios() -> dict[str, ModuleType]:
 
 
 def fits(scenario: ModuleType, cell: Cell) -> bool:
-    """Whether the scenario says that it is for such a cell (`PLANES`, by default both, and `FORMS`)."""
+    """Whether the scenario says that it is for such a cell (`PLANES`, by default both, `FORMS` and `NATIVE`)."""
+    if cell.native and not getattr(scenario, "NATIVE", True):
+        return False
     planes = getattr(scenario, "PLANES", ("cachefiles", "fanotify"))
     forms = getattr(scenario, "FORMS", (cell.form,))
     return cell.plane in planes and cell.form in forms
@@ -156,7 +185,8 @@ def _boot(
     host: Host, cell: Cell, folder: Path, scratch: Path, task: dict[str, Any], scenario: ModuleType
 ) -> machine.Boot:
     limit = float(getattr(scenario, "LIMIT", 120))
-    return machine.Boot(cell.image, folder / task["function"], scratch, task, host.handlers, limit)
+    label = f"{cell} {task['scenario']}"
+    return machine.Boot(cell.image, folder / task["function"], scratch, task, host.handlers, limit, label)
 
 
 def _note(result: Result, function: str, end: dict[str, Any]) -> None:

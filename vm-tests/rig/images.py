@@ -23,11 +23,11 @@ Files = dict[str, bytes]
 
 
 def shared_files() -> Files:
-    """About 12 MB that compress to half: many small files, some large, one of zeros."""
+    """About 4 MB that compress to half: many small files, some large, one of zeros."""
     numbers = random.Random(7)
-    files: Files = {f"etc/conf.d/{n:03}.conf": _text(numbers, numbers.randrange(1, 9000)) for n in range(150)}
-    files |= {f"usr/lib/lib{n}.so": numbers.randbytes(400_000) + _text(numbers, 600_000) for n in range(8)}
-    files["usr/bin/large"] = _text(numbers, 2_000_000) + numbers.randbytes(1_000_001)
+    files: Files = {f"etc/conf.d/{n:03}.conf": _text(numbers, numbers.randrange(1, 9000)) for n in range(80)}
+    files |= {f"usr/lib/lib{n}.so": numbers.randbytes(200_000) + _text(numbers, 300_000) for n in range(4)}
+    files["usr/bin/large"] = _text(numbers, 700_000) + numbers.randbytes(400_001)
     files["var/zeros"] = bytes(300_000)
     files["etc/empty"] = b""
     files["etc/replaced"] = b"old"
@@ -36,11 +36,11 @@ def shared_files() -> Files:
 
 
 def own_files(name: str) -> Files:
-    """What only that image has; about 2 MB."""
+    """What only that image has; about 1 MB."""
     numbers = random.Random(zlib.crc32(name.encode()))
     return {
-        f"opt/{name}/data": numbers.randbytes(1_500_000),
-        f"opt/{name}/text": _text(numbers, 700_000),
+        f"opt/{name}/data": numbers.randbytes(600_000),
+        f"opt/{name}/text": _text(numbers, 300_000),
         "etc/replaced": name.encode(),
     }
 

@@ -25,6 +25,7 @@ from rig.table import HERE, Image
 PORT_NAME = "org.erofs-ondemand.rig"
 VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
 MEMORY = "1536M"
+OUR_ADDRESS = "10.0.2.2"  # QEMU's user network shows the host's loopback there
 # The guest's root is the host's, so the guest runs the interpreter that runs this.
 INIT = f"init={sys.executable} -- -I {HERE / 'guest' / 'init.py'}"
 # On a busy host the guest measures its TSC wrong (eight times too fast was seen), and all of its deadlines with it.
@@ -51,6 +52,7 @@ class Boot:
     task: dict[str, Any]
     handlers: Handlers
     limit: float
+    label: str = ""
     net: bool = True
 
 
@@ -62,28 +64,27 @@ def run(boot: Boot) -> dict[str, Any]:
     boot.folder.mkdir(parents=True)
     modules = [str(path) for path in boot.image.modules]
     common = {"systemd": False, "folder": str(boot.folder), "nonce": nonce, "port": PORT_NAME, "modules": modules}
+    common["native"] = boot.image.kernel.origin == "host"
     (boot.folder / "task.json").write_text(json.dumps({**common, **boot.task}))
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket(socket.AF_UNIX))
         listener.bind(str(boot.folder / "port"))
         listener.listen()
         listener.settimeout(20)
-        extra: list[str] = []
         if boot.image.kernel.root == "virtiofs":
             stack.enter_context(_virtiofsd(boot.folder))
-            extra = _virtiofs_arguments(boot.folder)
-        with (boot.folder / "qemu.log").open("wb") as log:
-            command = ["setpriv", "--pdeathsig", "KILL", *_command(boot), *extra]
-            qemu = stack.enter_context(_child(command, log))
+        log = boot.folder / "machine.log"
+        with log.open("wb") as stream:
+            child = stack.enter_context(_child(["setpriv", "--pdeathsig", "KILL", *_command(boot)], stream))
         try:
             port, _ = listener.accept()
         except TimeoutError:
-            raise LostVM(f"QEMU did not start, see {boot.folder / 'qemu.log'}") from None
+            raise LostVM(f"the machine did not start, see {log}") from None
         with port:
-            return _converse(port, nonce, boot, qemu)
+            return _converse(port, nonce, boot, child)
 
 
-def _converse(port: socket.socket, nonce: str, boot: Boot, qemu: subprocess.Popen[bytes]) -> dict[str, Any]:
+def _converse(port: socket.socket, nonce: str, boot: Boot, child: subprocess.Popen[bytes]) -> dict[str, Any]:
     deadline = time.monotonic() + boot.limit
     end: dict[str, Any] | None = None
     for line in _lines(port, deadline):
@@ -96,17 +97,17 @@ def _converse(port: socket.socket, nonce: str, boot: Boot, qemu: subprocess.Pope
         elif "end" in message:
             end = message["end"]
         elif message.get("cut"):  # the guest wants its power cut: nothing of it may run on
-            qemu.kill()
+            child.kill()
             end = message["cut"]
             break
         elif "say" in message:
-            print(f"    {message['say']}", file=sys.stderr, flush=True)
+            print(f"    {boot.label}: {message['say']}", file=sys.stderr, flush=True)
     if end is None:
         late = "out of time" if time.monotonic() >= deadline else "the VM ended"
         raise LostVM(f"{late} without a result; console in {boot.folder / 'console.log'}")
-    if qemu.poll() is None:
+    if child.poll() is None:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            qemu.wait(15)
+            child.wait(15)
     return end
 
 
@@ -142,6 +143,16 @@ def _child(command: list[str], log: Any) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _command(boot: Boot) -> list[str]:
+    return _native(boot) if boot.image.kernel.origin == "host" else _qemu(boot)
+
+
+def _native(boot: Boot) -> list[str]:
+    """No machine but namespaces of this one: its processes end with it, and nothing of its mounts is seen outside."""
+    own = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    return [*own, sys.executable, "-I", str(HERE / "guest" / "init.py"), "--native", str(boot.folder), str(boot.disk)]
+
+
+def _qemu(boot: Boot) -> list[str]:
     append = f"{ROOT_FLAGS[boot.image.kernel.root]} {APPEND} rig.folder={boot.folder} {INIT}"
     command = ["qemu-system-x86_64", "-M", "pc", *acceleration(), "-smp", "1", "-m", MEMORY]
     command += ["-no-reboot", "-nodefaults", "-no-user-config", "-display", "none"]
@@ -154,6 +165,8 @@ def _command(boot: Boot) -> list[str]:
         command += ["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="]
     if boot.image.kernel.root == "9p":
         command += ["-virtfs", "local,path=/,mount_tag=hostroot,security_model=none,readonly=on,multidevs=remap"]
+    else:
+        command += _virtiofs_arguments(boot.folder)
     return command
 
 

@@ -9,14 +9,16 @@ from rig import images
 from rig.host import Host
 
 NAMES = ("first", "second")
-# QEMU's user network shows the host's loopback at this address.
-SEEN_BY_GUEST = "10.0.2.2:5000"
 
 
 def published(host: Host) -> dict[str, Any]:
     """Both small images in the registry; the guest's task, and `counted`'s handlers."""
-    task: dict[str, Any] = host.once("published", lambda folder: _publish(host, folder))
-    return {**task, **counted(host)}
+    files: dict[str, Any] = host.once("published", lambda folder: _publish(host, folder))
+    found = {
+        name: {"reference": f"docker://{host.seen(host.registry.address)}/rig/images:{name}", "files": files[name]}
+        for name in NAMES
+    }
+    return {"images": found, **counted(host)}
 
 
 def counted(host: Host) -> dict[str, Any]:
@@ -35,19 +37,16 @@ def slow_link(host: Host, task: dict[str, Any], rate: float, rtt: float = 0.01) 
     from bench.link import Link
 
     link = host.keep(Link(host.registry.address, rate, rtt))
-    seen = f"10.0.2.2:{link.address.rsplit(':', 1)[1]}"
+    direct, slow = host.seen(host.registry.address), host.seen(link.address)
     found = {
-        name: {**image, "reference": image["reference"].replace(SEEN_BY_GUEST, seen)}
-        for name, image in task["images"].items()
+        name: {**image, "reference": image["reference"].replace(direct, slow)} for name, image in task["images"].items()
     }
     return {**task, "images": found}
 
 
 def _publish(host: Host, folder: Path) -> dict[str, Any]:
     layout = images.write_layout(folder / "layout", NAMES)
-    found = {}
     for name in NAMES:
         target = f"docker://{host.registry.address}/rig/images:{name}"
         host.program("loader.cli.builder", "convert", f"oci:{layout}:{name}", target, "--insecure")
-        found[name] = {"reference": f"docker://{SEEN_BY_GUEST}/rig/images:{name}", "files": images.expected(name)}
-    return {"images": found}
+    return {name: images.expected(name) for name in NAMES}

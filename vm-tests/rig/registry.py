@@ -9,27 +9,26 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-PORT = 5000
+PORT = 5000  # of the first lane's
 CONFIG = """version: 0.1
 log: {{level: info, formatter: json}}
 storage:
-  filesystem: {{rootdirectory: {folder}/store}}
+  filesystem: {{rootdirectory: {store}}}
   delete: {{enabled: true}}
 http: {{addr: 127.0.0.1:{port}}}
 """
 
 
 class Registry:
-    """docker-registry over `folder`; stopping and starting it again keeps its contents."""
+    """docker-registry over `store`, which others may share; stopping and starting it again keeps its contents."""
 
-    address = f"127.0.0.1:{PORT}"
-
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, store: Path, port: int = PORT) -> None:
+        self.address = f"127.0.0.1:{port}"
         self.folder = folder
         self.log = folder / "log"
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True)
-        (folder / "config.yml").write_text(CONFIG.format(folder=folder, port=PORT))
+        (folder / "config.yml").write_text(CONFIG.format(store=store, port=port))
 
     def start(self) -> None:
         """Start it, unless it runs, and wait until it answers."""

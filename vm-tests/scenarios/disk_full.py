@@ -4,7 +4,7 @@ import os
 
 BOOTS = ("full",)
 LIMIT = 300
-LEFT = 6 << 20
+LEFT = 3 << 19
 
 
 def host(host):

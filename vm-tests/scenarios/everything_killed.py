@@ -15,7 +15,7 @@ def host(host):
     """Two images through a slow link."""
     from rig.product import published, slow_link
 
-    return slow_link(host, published(host), rate=1.0e6)
+    return slow_link(host, published(host), rate=0.4e6)
 
 
 def all_at_once(guest):

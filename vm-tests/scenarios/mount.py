@@ -14,11 +14,15 @@ def host(host):
 def mounts(guest):
     """One daemon, both images."""
     from lib import expect, run
-    from product import Daemon, compare, drop_caches, loader, mount_point
+    from product import Daemon, compare, drop_caches, loader, loader_json, mount_point
 
     images = guest.task["images"]
     with guest.step("serve"):
         daemon = Daemon(guest).start()
+    with guest.step("the worker is confined"):
+        confinement = loader_json("status")["confinement"]
+        guest.fact("Landlock", f"ABI {confinement['landlock']}")
+        expect(confinement["seccomp"] and confinement["landlock"] and not confinement["capabilities"], confinement)
     fetched = []
     for name, image in images.items():
         before = guest.ask("blob_bytes")

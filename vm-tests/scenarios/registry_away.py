@@ -10,7 +10,7 @@ def host(host):
     """Two images, slow enough that the registry can be stopped in between."""
     from rig.product import published, slow_link
 
-    return slow_link(host, published(host), rate=1.5e6)
+    return slow_link(host, published(host), rate=0.6e6)
 
 
 def away(guest):

@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 SYSTEMD = True
+NATIVE = False
 BOOTS = ("under_load", "after_reboot")
 LIMIT = 480
 EXPOSURE = 3.0
@@ -15,7 +16,7 @@ def host(host):
     from rig.product import published, slow_link
 
     task = published(host)
-    return {**slow_link(host, task, rate=0.25e6), "fast": task["images"]}
+    return {**slow_link(host, task, rate=0.08e6), "fast": task["images"]}
 
 
 def under_load(guest):
