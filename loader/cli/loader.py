@@ -83,7 +83,9 @@ def serve(context: click.Context, /, insecure: bool, **options: Any) -> None:
 @click.argument("image")
 @click.argument("directory", type=click.Path(exists=True, file_okay=False, resolve_path=True))
 @click.option("--form", type=_FORMS, help="Form of the metadata [what the daemon serves].")
-@click.option("--domain", help="Share page cache with the mounts of this domain; off: with none [as configured].")
+@click.option(
+    "--domain", help="Share page cache with this domain's mounts; auto: the owner's; off: none [as configured]."
+)
 @json_option
 @click.pass_context
 def mount(

@@ -28,7 +28,7 @@ from loader.keeper.protocol import PRESENCE
 from loader.worker.images import Images
 from loader.worker.link import CallError, Link, as_loader_error
 from loader.worker.objects import Objects, blob_key
-from loader.worker.sharing import OFF, PageSharing
+from loader.worker.sharing import AUTO, OFF, PageSharing
 from loader.worker.starts import Starts
 from mounts.mountinfo import mountinfo
 
@@ -92,7 +92,7 @@ class Mounting:
             if existing is not None:
                 if (existing.image, existing.form) != (image.digest, form):
                     raise BusyError(f"{target}: {existing.image} ({existing.form.value}) is mounted there")
-                if wanted not in (None, existing.domain or OFF):
+                if wanted not in (None, AUTO, existing.domain or OFF):
                     raise BusyError(f"{target}: it is mounted there in the domain {existing.domain or OFF}")
                 return existing
             path, payload = self._images.payload(image.digest, form)

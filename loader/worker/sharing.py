@@ -59,7 +59,7 @@ class PageSharing:
         """
         if wanted == OFF:
             return None
-        if wanted:
+        if wanted and wanted != AUTO:
             check_domain(wanted)
             if self.policy == OFF:
                 raise KernelSupportError(
@@ -74,7 +74,7 @@ class PageSharing:
             return wanted
         if self.policy == OFF or not has_fingerprints(erofs):
             return None
-        return owner_domain(name, image) if self.policy == AUTO else self.policy
+        return owner_domain(name, image) if AUTO in (wanted, self.policy) else self.policy
 
     def again(self, erofs: bytes, domain: str | None) -> str | None:
         """The domain of a mount that was in `domain` before, if that still can be."""
