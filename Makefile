@@ -10,7 +10,7 @@ help:
 	@echo "make demo       a Debian image, a registry, a slow link: mounted and started lazily, against a full pull"
 	@echo "make test       the whole test suite (root; the kernels of the vm tests are built once and kept)"
 	@echo "make unit-test  what needs neither root nor a virtual machine: seconds"
-	@echo "make vm-test    only the tests in virtual machines"
+	@echo "make vm-test    the whole kernel matrix, in virtual machines; built kernels are kept"
 	@echo "make lint       ruff, mypy, codespell"
 	@echo "make bench      side by side with the peers (RUNS=5, ROWS=R1,R5); samples go to bench.json (RESULTS)"
 	@echo "make fuzz       every fuzzer for ten minutes or more (SECONDS=600), then how many inputs there were"
@@ -23,20 +23,21 @@ demo: setup
 	@$(PYTHON) -m bench.demo
 
 test: setup
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 3 --dist loadfile
 
 unit-test:
 	$(PYTHON) -m pytest -m "not root and not vm and not slow"
 
 vm-test: setup
-	$(PYTHON) -m pytest -m vm
+	$(PYTHON) vm-tests/run --json build/kernels.json
 
 lint:
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
-	$(PYTHON) -m mypy tests bench fuzz
-	$(PYTHON) -m codespell_lib $(SOURCES) docs README.md
+	$(PYTHON) -m mypy tests bench fuzz vm-tests/rig
+	$(PYTHON) -m mypy --scripts-are-modules vm-tests/run vm-tests/kernels
+	$(PYTHON) -m codespell_lib $(SOURCES) vm-tests docs README.md
 
 RUNS ?= 5
 ROWS ?=

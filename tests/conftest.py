@@ -2,6 +2,9 @@
 
 A session notes its process in its base directory. A later session that finds such a note of a dead process unmounts
 what is mounted below that directory and ends the processes that were given a path in it, and touches nothing else.
+
+`make test` runs three processes of pytest side by side (pytest-xdist; many tests wait): the machines keep one busy for minutes,
+so they come first; a file's tests stay together, as its module fixtures are dear.
 """
 
 from __future__ import annotations
@@ -20,12 +23,17 @@ for _name in ("EROFS_LOADER_ROOT", "EROFS_LOADER_SOCKET", "EROFS_LOADER_CONFIG")
 
 @pytest.fixture(scope="session", autouse=True)
 def _swept(tmp_path_factory: pytest.TempPathFactory) -> None:
-    base = tmp_path_factory.getbasetemp()
-    sweep.sweep_dead_sessions(base.parent)
-    sweep.note_session(base)
+    base, process = tmp_path_factory.getbasetemp(), os.getpid()
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker:  # the session is the parent's, and its directory the one above
+        base, process = base.parent, os.getppid()
+    if worker in (None, "gw0"):
+        sweep.sweep_dead_sessions(base.parent)
+        sweep.note_session(base, process)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("vm") is None)
     if os.geteuid() == 0:
         return
     for item in items:
@@ -36,3 +44,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_report_header() -> str:
     kernel = os.uname()
     return f"kernel {kernel.release}, {os.cpu_count()} processors, cache {Path.home() / '.cache'}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Which cells of the kernel matrix ran, and how they ended."""
+    reports = [report for key in ("passed", "failed") for report in terminalreporter.stats.get(key, [])]
+    cells = [value for report in reports for name, value in report.user_properties if name == "cell"]
+    if cells:
+        terminalreporter.section("kernels")
+        for cell in cells:
+            terminalreporter.line(str(cell))

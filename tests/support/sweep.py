@@ -12,9 +12,10 @@ _NOTE = ".session"
 _MNT_DETACH = 2
 
 
-def note_session(base: Path) -> None:
-    """Remember in `base` which process this session is (pid and start time, as pids come round again)."""
-    (base / _NOTE).write_text(f"{os.getpid()} {_start_time(os.getpid())}")
+def note_session(base: Path, process: int | None = None) -> None:
+    """Remember in `base` which process (by default this) the session is: pid and start time, as pids come again."""
+    process = process or os.getpid()
+    (base / _NOTE).write_text(f"{process} {_start_time(process)}")
 
 
 def sweep_dead_sessions(parent: Path) -> list[str]:
