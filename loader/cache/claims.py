@@ -159,6 +159,18 @@ class FlightTable:
             self._queues[priority][key] = flight
         flight.priority = priority
 
+    def reserve(self, file: CacheFile, frames: Iterable[int]) -> list[Flight]:
+        """Flights of those frames that have none: nobody fetches them, and who wants one that is not ready waits, until
+        they are ended by `land` (it is ready) or `retry`."""
+        reserved = []
+        with self._condition:
+            for frame in frames:
+                if (file, frame) not in self._flights:
+                    flight = self._flights[file, frame] = Flight(file, frame, Priority.BACKGROUND)
+                    flight.fetching = True
+                    reserved.append(flight)
+        return reserved
+
     def take(self) -> Run | None:
         """The next run of adjacent frames to fetch, blocking; None when the table was stopped."""
         task = self.take_or_watch(may_watch=False)
@@ -215,16 +227,26 @@ class FlightTable:
         if priority is Priority.AHEAD and self._window is not None and self._flying[priority] > LEAST_AHEAD:
             return self._flying[priority] <= self._window()
         if priority is Priority.BACKGROUND:
-            return self.idle and not self._fetching[Priority.AHEAD]
+            if not self.idle or self._fetching[Priority.AHEAD]:
+                return False
+            if self._window is not None and self._flying[priority]:
+                following = next(iter(self._queues[priority].values()))
+                return self._flying[priority] + following.encoded_size <= self._window()
         return True
+
+    def _range_limit(self, priority: Priority) -> int:
+        """Bytes of one range: on a slow link a large one is in the way of those that readers wait for."""
+        limit = self._range_limits[priority]
+        if self._window is None or priority is Priority.DEMAND:
+            return limit
+        return min(limit, max(self._window(), 2 * LEAST_AHEAD if priority is Priority.AHEAD else 0))
 
     def _take_run(self, priority: Priority) -> Run:
         queue = self._queues[priority]
         (file, frame), first = queue.popitem(last=False)
         run, size = [first], first.encoded_size
-        while (following := queue.get((file, frame + 1))) and size + following.encoded_size <= self._range_limits[
-            priority
-        ]:
+        limit = self._range_limit(priority)
+        while (following := queue.get((file, frame + 1))) and size + following.encoded_size <= limit:
             frame += 1
             del queue[file, frame]
             run.append(following)
@@ -256,6 +278,8 @@ class FlightTable:
             self._condition.notify_all()
 
     def _again(self, flight: Flight, delay: float) -> None:
+        if self._flights.get((flight.file, flight.frame)) is not flight:
+            return  # its file was closed meanwhile
         flight.fetching = False
         flight.waiters = [waiter for waiter in flight.waiters if waiter.remaining > 0]
         if not flight.waiters:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
+from array import array
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -41,6 +43,7 @@ class CacheFile:
         self.object: int | None = None
         self.completed = False  # the keeper was told
         self._written = set[int]()
+        self.used = array("I", bytes(4 * len(table)))  # by frame: when it was read last, in seconds since the epoch
         self._presence: Presence | None = None  # what the keeper sees of `ready`
         self._presence_lock = threading.Lock()
 
@@ -59,6 +62,12 @@ class CacheFile:
 
     def __str__(self) -> str:
         return self.key
+
+    def touch(self, frames: range) -> None:
+        """A reader asked for these frames just now."""
+        now = int(time.time())
+        for frame in frames:
+            self.used[frame] = now
 
     def covering(self, offset: int, length: int) -> range:
         """Frames under [offset, offset + length) of this file."""
@@ -87,6 +96,7 @@ class CacheFile:
             self._written.add(frame.number)
         if self.sums is not None:
             self.sums.set(frame.number, data)
+        self.used[frame.number] = int(time.time())
         self.ready.set(frame.number)
         if self._presence is not None:
             self._set_present(frame)
@@ -116,6 +126,12 @@ class CacheFile:
                 for frame in wrong:
                     self._presence.clear(*self.place(self.table[frame]))
             self.ready.clear(wrong)
+
+    def restore(self, frames: Iterable[int]) -> None:
+        """These frames did not go away after all."""
+        for number in frames:
+            self.ready.set(number)
+            self._set_present(self.table[number])
 
     def checkpoint(self) -> None:
         """Make what is ready survive a crash. (A cachefiles object is the kernel's to sync.)"""

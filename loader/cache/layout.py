@@ -20,9 +20,10 @@ FORM is `encoded` or `decoded`, HEX the sha256 of the manifest (images) or of th
 Locks. One worker runs at a time (the keeper sees to it) and only it writes here; other processes read at most.
 Inside of the worker: `ReadyMap` has its own lock, held for single bit operations; the flight table (claims.py) has one
 lock for all files, held for dictionary operations; the database connection has one, held for one transaction. None is
-held over I/O on `data` or over the network, and none is taken while another is held. `data` needs no lock: a frame's
-bytes are always the same, and only the claim's holder writes them. Files that are replaced (`synced`, payloads) are
-written in tmp/, synced and renamed.
+held over I/O on `data` or over the network, and none is taken while another is held. (Only what replaces `synced` holds
+a lock of its own over its syncs, and what removes data holds the collector's, then the one of mounting.) `data` needs
+no lock: a frame's bytes are always the same, and only its flight's holder writes or removes them. Files that are
+replaced (`synced`, payloads) are written in tmp/, synced and renamed.
 """
 
 from __future__ import annotations

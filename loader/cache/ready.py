@@ -39,6 +39,7 @@ class ReadyMap:
         self._directory = directory
         self._tmp = tmp
         self._lock = threading.Lock()
+        self._syncing = threading.Lock()  # held while `synced` is replaced, so that no older one comes last
         self._boot = boot or boot_id()
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         synced = self._read("synced", None) or bytes((frames + 7) // 8)
@@ -92,31 +93,34 @@ class ReadyMap:
 
     def clear(self, frames: Iterable[int]) -> None:
         """The frames' bytes are about to go away. Durable before this returns, so that they may go."""
-        with self._lock:
-            for frame in frames:
-                position, bit = _HEADER.size + (frame >> 3), 1 << (frame & 7)
-                byte = self._map[position]
-                if byte & bit:
-                    self._map[position] = byte & ~bit
-                    self._count -= 1
-            kept = self._map[_HEADER.size :]
-        synced = self._read("synced", None)
-        if synced is not None:
-            remaining = bytes(old & new for old, new in zip(synced, kept, strict=True))
-            replace_file(self._directory / "synced", self._encoded(remaining), self._tmp)
+        with self._syncing:
+            with self._lock:
+                for frame in frames:
+                    position, bit = _HEADER.size + (frame >> 3), 1 << (frame & 7)
+                    byte = self._map[position]
+                    if byte & bit:
+                        self._map[position] = byte & ~bit
+                        self._count -= 1
+                kept = self._map[_HEADER.size :]
+            synced = self._read("synced", None)
+            if synced is not None:
+                remaining = bytes(old & new for old, new in zip(synced, kept, strict=True))
+                if remaining != synced:
+                    replace_file(self._directory / "synced", self._encoded(remaining), self._tmp)
 
     def checkpoint(self, data: int | None) -> None:
         """Sync the data file (a descriptor) and record which of its frames will survive a crash."""
-        with self._lock:
-            bits = self._map[_HEADER.size :]
-            self._dirty = False
-        try:
-            if data is not None:
-                os.fdatasync(data)
-            replace_file(self._directory / "synced", self._encoded(bits), self._tmp)
-        except OSError:
-            self._dirty = True
-            raise
+        with self._syncing:
+            with self._lock:
+                bits = self._map[_HEADER.size :]
+                self._dirty = False
+            try:
+                if data is not None:
+                    os.fdatasync(data)
+                replace_file(self._directory / "synced", self._encoded(bits), self._tmp)
+            except OSError:
+                self._dirty = True
+                raise
 
     def close(self) -> None:
         self._map.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
@@ -10,6 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 ALIGNMENT = 4096
+_PUNCH_HOLE = 0x03  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+_fallocate = ctypes.CDLL(None, use_errno=True).fallocate64
+_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 class Writer:
@@ -60,6 +64,12 @@ class BufferedWriter(Writer):
     def write(self, offset: int, data: bytes | memoryview) -> None:
         with self.descriptor() as fd:
             _write_all(fd, offset, memoryview(data))
+
+    def punch(self, offset: int, length: int) -> None:
+        """Give the blocks under [offset, offset + length) back; whoever reads there asks first. OSError if it fails."""
+        with self.descriptor() as fd:
+            if _fallocate(fd, _PUNCH_HOLE, offset, length):
+                raise OSError(ctypes.get_errno(), "cannot punch a hole")
 
 
 class DirectWriter(Writer):

@@ -41,6 +41,10 @@ class Counters:
         with self._lock:
             self._values[name] += amount
 
+    def get(self, name: str) -> int:
+        """One counter that is no time."""
+        return self._values[name]
+
     def add_seconds(self, name: str, seconds: float) -> None:
         with self._lock:
             self._seconds[name] += seconds

@@ -88,11 +88,13 @@ class ReadPath:
         item = self._objects.get(request.object)
         if item is not None and (file := item.file) is not None:
             frames = file.covering(request.offset, request.length)
+            file.touch(frames)
             if ahead := self._readahead.after(file, frames):
                 self._flights.want(file, ahead, Priority.AHEAD, quiet=self._quiet)
 
     def _blob(self, request: Request, file: CacheFile) -> None:
         frames = file.covering(request.offset, request.length)
+        file.touch(frames)
         started = time.monotonic()
         until = self._outages.until(file, frames)
         if until <= started and not all(file.has(frame) for frame in frames):
