@@ -3,8 +3,8 @@
 A session notes its process in its base directory. A later session that finds such a note of a dead process unmounts
 what is mounted below that directory and ends the processes that were given a path in it, and touches nothing else.
 
-`make test` runs three processes of pytest side by side (pytest-xdist; many tests wait): the machines keep one busy for minutes,
-so they come first; a file's tests stay together, as its module fixtures are dear.
+`make test` runs three processes of pytest side by side (pytest-xdist), as many tests wait. The virtual machines keep
+one of them for minutes, so they come first; a file's tests stay together, as its module fixtures are dear.
 """
 
 from __future__ import annotations
