@@ -95,6 +95,8 @@ TRANSIENT: list[tuple[str, Fault, str]] = [
     ("hung up before the answer", faults.hang_up, "connection broke"),
     ("reset mid-body", faults.reset_mid_body, "connection broke"),
     ("stall mid-body", faults.stall_mid_body, "timed out"),
+    ("trickle mid-body", faults.trickle, "timed out"),
+    ("trickled head", faults.trickled_head, "timed out"),
     ("truncated body", faults.truncated_body, "connection broke"),
     ("wrong range", faults.wrong_range, "another range"),
     ("short range", faults.short_range, "ends before"),

@@ -11,6 +11,7 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ _FIRST = 16384  # bytes asked for with the head: the body of a short answer come
 _SHORT = 16384  # bytes of a body that are rather read than its connection closed
 _KEPT = 64  # idle connections: as many as readers may wait at once
 _MOST_INTERIM = 8
+SLOWEST = 4096  # bytes a second: a body that comes more slowly over the time of a timeout counts as stalled
 _TARGET = re.compile(r"/[!-~]*\Z")
 _FIELD = re.compile(r"[!-~][ -~]*\Z")
 _STATUS = re.compile(r"HTTP/1\.([01]) ([1-9][0-9]{2})(?: |\Z)")
@@ -93,6 +95,7 @@ class RangeResponse:
         data = bytearray(wanted)
         data[: len(begun)] = begun
         view, position = memoryview(data), len(begun)
+        pace = _Pace(self._pool.timeout)
         try:
             while position < wanted:
                 count = self._pool.receive_into(sock, view[position:])
@@ -101,6 +104,8 @@ class RangeResponse:
                         f"{self._shown}: the connection broke ({wanted - position} bytes are missing)"
                     )
                 position += count
+                if position < wanted:
+                    pace.came(count)
         except (BlockingIOError, TimeoutError):
             self._drop()
             raise TransientRegistryError(f"{self._shown}: timed out") from None
@@ -132,11 +137,29 @@ class RangeResponse:
             self._socket = None
 
 
+class _Pace:
+    """TimeoutError for what comes, but so slowly that another server is the better hope."""
+
+    def __init__(self, timeout: float | None) -> None:
+        self._timeout = timeout
+        self._since = time.monotonic()
+        self._came = 0
+
+    def came(self, count: int) -> None:
+        self._came += count
+        if self._timeout is None or (seconds := time.monotonic() - self._since) < self._timeout:
+            return
+        if self._came < SLOWEST * seconds:
+            raise TimeoutError(f"{self._came} bytes in {seconds:.0f} s")
+        self._since, self._came = time.monotonic(), 0
+
+
 class RangePool:
     """Kept connections to one server. Thread-safe."""
 
     def __init__(self, origin: Origin) -> None:
         self._origin = origin
+        self.timeout = origin.timeout
         self._idle: list[socket.socket] = []
         self._lock = threading.Lock()
         self._closed = False
@@ -161,7 +184,7 @@ class RangePool:
             sock = self._connect(shown)
         try:
             sock.sendall(request)
-            head, rest = _receive_head(sock)
+            head, rest = _receive_head(sock, _Pace(self.timeout))
         except (BlockingIOError, TimeoutError):
             sock.close()
             raise TransientRegistryError(f"{shown}: timed out") from None
@@ -246,7 +269,7 @@ def _encode(target: str, host: str, headers: Mapping[str, str]) -> bytes | None:
     return "\r\n".join(lines).encode("ascii")
 
 
-def _receive_head(sock: socket.socket) -> tuple[_Head, bytes]:
+def _receive_head(sock: socket.socket, pace: _Pace) -> tuple[_Head, bytes]:
     """The head of the answer that counts, and what came behind it. EOFError: nothing came; ValueError: malformed."""
     data = b""
     for _ in range(_MOST_INTERIM):
@@ -257,6 +280,7 @@ def _receive_head(sock: socket.socket) -> tuple[_Head, bytes]:
             if not more:
                 raise EOFError("the server closed it")
             data += more
+            pace.came(len(more))
         head = parse_head(data[:end])
         data = data[end + 4 :]
         if head.status >= 200:

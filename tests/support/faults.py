@@ -76,6 +76,29 @@ def stall_mid_body(answer: Answer) -> None:
     answer.hang_up()
 
 
+def trickle(answer: Answer) -> None:
+    """A byte now and then, for as long as somebody listens: no single wait is ever long."""
+    answer.send(data=answer.data[:100])
+    try:
+        for byte in answer.data[100:]:
+            answer.handler.wfile.write(bytes((byte,)))
+            answer.handler.wfile.flush()
+            time.sleep(0.2)
+    except OSError:
+        answer.hang_up()
+
+
+def trickled_head(answer: Answer) -> None:
+    """The same before the body has begun."""
+    try:
+        for number in range(600):
+            answer.handler.wfile.write(b"HTTP/1.1 206 Partial Content\r\nX-Filler: "[number : number + 1] or b"x")
+            answer.handler.wfile.flush()
+            time.sleep(0.2)
+    except OSError:
+        answer.hang_up()
+
+
 def wrong_range(answer: Answer) -> None:
     first, last = answer.span
     answer.send(206, answer.data, Content_Range=f"bytes {first + 4096}-{last + 4096}/*")
