@@ -66,6 +66,8 @@ BAD_SUPERBLOCKS = {
     "number of devices": put("<H", SUPER + 86, 2),
     "no devices": put("<H", SUPER + 86, 0),
     "directory blocks": put("<B", SUPER + 90, 1),
+    "prefixes of attributes": put("<B", SUPER + 91, 1),
+    "place of the prefix": put("<I", SUPER + 92, 7),
 }
 
 
