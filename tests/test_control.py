@@ -186,3 +186,13 @@ def test_curl_is_client_enough(served: tuple[Path, FakeApi]) -> None:
     assert curl("http://x/metrics") == "erofs_loader_requests_total 1\n"
     assert json.loads(curl("-d", '{"image": "i", "target": "/t"}', "http://x/v1/mounts")) == {"target": "/t"}
     assert json.loads(curl("-d", "{", "http://x/v1/mounts"))["code"] == 2
+
+
+def test_a_daemon_that_never_answers_is_named_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loader.cli.loader_client._QUERY_SECONDS", 0.2)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        with pytest.raises(LoaderError, match=r"did not answer within 0 s") as caught:
+            Client(tmp_path / "s").request("GET", "/v1/status")
+    assert "journalctl" in str(caught.value.hint)

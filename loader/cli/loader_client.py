@@ -14,6 +14,9 @@ from urllib.parse import urlencode
 from erofs_builder.errors import FormatError, IntegrityError
 from loader.errors import BusyError, KernelSupportError, LoaderError, NotFoundError, RegistryError, UsageError
 
+# A query reads what the daemon has in memory: a minute covers any restart of its worker.
+_QUERY_SECONDS = 60.0
+
 _ERRORS: dict[int, type[LoaderError]] = {
     2: UsageError,
     10: NotFoundError,
@@ -45,9 +48,10 @@ class Client:
 
     def request(self, method: str, path: str, body: Any = None, query: dict[str, str] | None = None) -> Any:
         """The answer to one request, parsed."""
+        timeout = min(self._timeout, _QUERY_SECONDS) if method == "GET" else self._timeout
         for last in (False, True):
             try:
-                with closing(_Connection(self._path, self._timeout)) as connection:
+                with closing(_Connection(self._path, timeout)) as connection:
                     response = self._send(connection, method, path, body, query)
                     data = response.read()
                 break
@@ -55,6 +59,8 @@ class Client:
                 # A worker that was replaced meanwhile; every operation may be repeated.
                 if last:
                     raise LoaderError(f"the daemon hung up: {error!r}", hint="see its log") from None
+            except TimeoutError:
+                raise self._silent(timeout) from None
         document = _parse(data)
         if response.status != 200:
             raise _error(document)
@@ -62,15 +68,24 @@ class Client:
 
     def stream(self, path: str, body: Any) -> Iterator[Any]:
         """The lines of an answer that comes in pieces."""
-        with closing(_Connection(self._path, self._timeout)) as connection:
-            response = self._send(connection, "POST", path, body, None)
-            if response.status != 200:
-                raise _error(_parse(response.read()))
-            while line := response.readline():
-                document = _parse(line)
-                if "error" in document:
-                    raise _error(document)
-                yield document
+        try:
+            with closing(_Connection(self._path, self._timeout)) as connection:
+                response = self._send(connection, "POST", path, body, None)
+                if response.status != 200:
+                    raise _error(_parse(response.read()))
+                while line := response.readline():
+                    document = _parse(line)
+                    if "error" in document:
+                        raise _error(document)
+                    yield document
+        except TimeoutError:
+            raise self._silent(self._timeout) from None
+
+    def _silent(self, seconds: float) -> LoaderError:
+        return LoaderError(
+            f"the daemon on {self._path} did not answer within {seconds:.0f} s",
+            hint="its log says why (`journalctl -u erofs-loader`); its worker may fail to start",
+        )
 
     def _send(
         self, connection: _Connection, method: str, path: str, body: Any, query: dict[str, str] | None
@@ -86,8 +101,6 @@ class Client:
             ) from None
         except PermissionError:
             raise LoaderError(f"{self._path}: permission denied", hint="the control socket is root's") from None
-        except TimeoutError:
-            raise LoaderError(f"the daemon on {self._path} did not answer within {self._timeout:.0f} s") from None
 
 
 def _parse(data: bytes) -> Any:
