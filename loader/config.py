@@ -15,7 +15,7 @@
     deadline = 120.0                      # seconds that a READ is held and retried before it fails with EIO
     connections = 8                       # fetches in flight at once
     prefetch_connections = 4              # of these, at most so many for what nobody waits for yet
-    readahead = "2M"                      # most bytes that are fetched ahead of one sequential reader
+    readahead = "16M"                     # most bytes that are fetched ahead of one sequential reader
 
 The tables for registries (mirrors, CAs, …) are read by `loader.registry` from the same file. The worker gets the
 whole configuration from its parent as JSON in the environment variable EROFS_LOADER_SETTINGS (`encode`, `decode`).
@@ -64,7 +64,7 @@ class Config:
     deadline: float = 120.0
     connections: int = 8
     prefetch_connections: int = 4
-    readahead: int = 2 << 20
+    readahead: int = 16 << 20
 
     def encode(self) -> str:
         """The configuration as JSON, for the worker's environment."""

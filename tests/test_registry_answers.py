@@ -304,9 +304,29 @@ def test_sources_pass_distrust_on() -> None:
     registry, transport = client(ranged, config)
     sources = Sources(lambda source: registry)
     for _ in range(2):
-        sources.read("repository", DIGEST, 0, 4)
+        with sources.open_range("repository", DIGEST, 0, 4) as stream:
+            assert stream.read(3) + stream.read(1) == BLOB[:4]
         sources.distrust("repository", DIGEST)
     assert [line.split("/")[2] for line in transport.lines] == ["one.example", HOST]
+
+
+def test_a_stream_that_breaks_off_is_read_from_the_next_endpoint() -> None:
+    config = RegistryConfig(hosts={HOST: HostConfig(mirrors=("https://one.example",))})
+
+    def handler(request: HttpRequest) -> FakeResponse:
+        answer = ranged(request)
+        return FakeResponse(206, answer.read(), answer.headers, cut=6) if "one.example" in request.url else answer
+
+    registry, transport = client(handler, config)
+    sources = Sources(lambda source: registry)
+    with sources.open_range("repository", DIGEST, 0, 8) as stream:
+        assert stream.read(4) == BLOB[:4]
+        with pytest.raises(TransientRegistryError):
+            stream.read(4)
+    with sources.open_range("repository", DIGEST, 4, 4) as stream:
+        assert stream.read(4) == BLOB[4:8]
+    assert [line.split("/")[2] for line in transport.lines] == ["one.example", HOST]
+    assert all(response.closed for response in transport.responses)
 
 
 def test_referrers_follow_pages_and_match_the_type_exactly() -> None:

@@ -21,7 +21,7 @@ from loader.registry.documents import ACCEPT, MANIFEST_LIMIT, describe_manifest,
 from loader.registry.endpoint import Endpoint
 from loader.registry.patience import patiently
 from loader.registry.status import error_of
-from loader.registry.streams import read_exactly, verified_stream
+from loader.registry.streams import Readable, read_exactly, verified_stream
 from loader.registry.transport import HttpResponse, PooledTransport, Transport
 
 T = TypeVar("T")
@@ -100,6 +100,16 @@ class Registry:
         if length <= 0 or offset < 0:
             raise ValueError(f"range {offset}+{length}")
         return self._read(lambda endpoint: endpoint.blob_range(digest, offset, length), digest)
+
+    def open_range(self, digest: Digest, offset: int, length: int) -> Readable:
+        """The same bytes as a stream, for who reads them piece by piece; `broke` if it does not give them all."""
+        return self._read(lambda endpoint: endpoint.open_range(digest, offset, length), digest)
+
+    def broke(self) -> None:
+        """The stream that this thread opened last broke off: another endpoint is asked for a while."""
+        place = getattr(self._answered, "place", None)
+        if place is not None:
+            self._resting[place] = time.monotonic() + _REST_SECONDS
 
     def distrust(self, digest: Digest) -> None:
         """What this thread read of this blob last was wrong: that endpoint is asked for it last from now on."""

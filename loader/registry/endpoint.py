@@ -77,15 +77,24 @@ class Endpoint:
 
     def blob_range(self, digest: Digest, offset: int, length: int) -> bytes:
         """Exactly `length` bytes of a blob, unverified."""
+        response = self.open_range(digest, offset, length)
+        try:
+            return read_exactly(response, length, f"{self}@{digest} bytes {offset}+{length}")
+        finally:
+            response.close()
+
+    def open_range(self, digest: Digest, offset: int, length: int) -> HttpResponse:
+        """The stream of `length` bytes of a blob, or of fewer where it breaks off; the caller closes it."""
         what = f"{self}@{digest} bytes {offset}+{length}"
         response = self._open_range(digest, f"bytes={offset}-{offset + length - 1}")
         try:
             _check_range(response, what, offset, length)
             if response.status == 200:
                 _skip(response, offset, what)
-            return read_exactly(response, length, what)
-        finally:
+        except BaseException:
             response.close()
+            raise
+        return response
 
     def open_blob(self, digest: Digest, offset: int = 0) -> HttpResponse:
         """A stream of a blob from `offset` on, unverified; the caller closes it."""

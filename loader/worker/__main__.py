@@ -26,12 +26,14 @@ from loader.worker.service import Service
 
 log = logging.getLogger("loader.worker")
 
+SWITCH_INTERVAL = 0.0002  # seconds that a thread which computes may keep one waiting whose data has come
 PATIENCE = 3.0  # seconds in which a worker that leaves still answers what it has
 ANSWER_PATIENCE = 0.5  # the same for the control socket: `stop` itself is asked there
 
 
 def main() -> int:
     """Wait for the first packet, then serve until the keeper hangs up or SIGTERM asks us to leave."""
+    sys.setswitchinterval(SWITCH_INTERVAL)
     settings = os.environ.get(SETTINGS_VARIABLE)
     config = Config.decode(settings) if settings else load_config()
     logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)

@@ -1,6 +1,7 @@
 """From the registry into a cache file, meant to be read straight down:
 
-    take a run of frames → fetch its range → verify each frame → [decode] → write → ready → answer whoever waits
+    take a run of frames → ask for its range → each frame as it comes: verify → [decode] → write → ready → answer
+                                                                                                     whoever waits
 
 Threads, since everything that takes time (sockets, sha256, zstd, pwrite) releases the interpreter's lock.
 """
@@ -93,24 +94,29 @@ class Fetcher:
             self._flights.fail(run.flights, errno.EIO)
             return
         started = time.monotonic()
+        stored = 0
         try:
-            raw = memoryview(self._sources.read(source, first.file.blob, offset, length))
+            with self._sources.open_range(source, first.file.blob, offset, length) as stream:
+                for flight in run.flights:
+                    frame = table[flight.frame]
+                    encoded = stream.read(frame.encoded_size)
+                    if flight is last:
+                        self._account(length, time.monotonic() - started)
+                    stored += 1
+                    self._store(flight, frame, encoded, run.priority, source)
         except NotFoundError as error:
-            self._refused(run.flights, source, error)
-            return
+            self._refused(run.flights[stored:], source, error)
         except (LoaderError, OSError, IntegrityError) as error:
-            self._failed(run, source, offset, length, error)
-            return
+            self._failed(run.flights[stored:], source, offset, length, error)
+
+    def _account(self, length: int, seconds: float) -> None:
+        """A whole range has come."""
         self._counters.add("fetches")
         self._counters.add("fetched_bytes", length)
-        seconds = time.monotonic() - started
         self._counters.add_seconds("fetch_seconds", seconds)
         self._link.note(length, seconds)
-        for flight in run.flights:
-            frame = table[flight.frame]
-            self._store(flight, frame, raw[frame.encoded_offset - offset :][: frame.encoded_size], run.priority, source)
 
-    def _store(self, flight: Flight, frame: Frame, encoded: memoryview, priority: Priority, source: str) -> None:
+    def _store(self, flight: Flight, frame: Frame, encoded: bytes, priority: Priority, source: str) -> None:
         try:
             Digest(frame.digest).verify(encoded, f"frame {frame.number} of {flight.file}")
             data = self._decoded(frame, encoded) if flight.file.decoded else encoded
@@ -139,7 +145,7 @@ class Fetcher:
                 flight.held = bytes(data)
             self._flights.retry([flight], BACKOFF[min(flight.attempts, len(BACKOFF)) - 1])
             return
-        self.last_errors.pop(str(flight.file), None)
+        self.last_errors.pop(flight.file.key, None)
         self._counters.add(_COUNTED[priority])
         self._counters.add("written_bytes", len(data))
         self._flights.land(flight)
@@ -153,7 +159,7 @@ class Fetcher:
                 raise
             flight.file.write(frame, data)
 
-    def _decoded(self, frame: Frame, encoded: memoryview) -> bytes:
+    def _decoded(self, frame: Frame, encoded: bytes) -> bytes:
         """A verified frame's plain bytes, never more than the frame table says."""
         decompressor: zstandard.ZstdDecompressor | None = getattr(self._local, "decompressor", None)
         if decompressor is None:
@@ -179,11 +185,13 @@ class Fetcher:
             self._flights.fail(final, errno.EIO)
         self._flights.retry([flight for flight in flights if flight.refusals < rounds], 0.0)
 
-    def _failed(self, run: Run, source: str, offset: int, length: int, error: Exception) -> None:
+    def _failed(self, flights: list[Flight], source: str, offset: int, length: int, error: Exception) -> None:
         """The source cannot answer now: hold the readers and try the next one, later and later."""
         self._note(source, error)
         self._counters.add("fetch_retries")
-        flights, attempts = run.flights, run.flights[0].attempts
+        if not flights:  # closing failed
+            return
+        attempts = flights[0].attempts
         self._outages.failed(flights[0].file, [flight.frame for flight in flights])
         delay = 0.0
         if attempts % max(1, self._sources.count(flights[0].file.blob)) == 0:

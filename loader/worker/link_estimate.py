@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 
+MOMENT = 0.03  # seconds for which a reader may have to wait for what is fetched ahead
+
 
 class LinkEstimate:
     """Round trip and bandwidth. Thread-safe."""
@@ -24,6 +26,8 @@ class LinkEstimate:
                 self._round_trip = max(seconds, 1e-4)
             else:  # forget slowly: the link may have changed
                 self._round_trip += (seconds - self._round_trip) * 0.02
+            # What a range took, its round trip included, is never faster than the link.
+            self._bandwidth = max(self._bandwidth, length / max(seconds, 1e-4))
             self._bytes += length
             if now - self._since > 1.0:  # the first range after a pause
                 self._since, self._bytes = now - seconds, length
@@ -37,3 +41,8 @@ class LinkEstimate:
     def in_flight(self) -> int:
         """Bytes that keep the link busy for a round trip."""
         return int(self._round_trip * self._bandwidth)
+
+    @property
+    def ahead(self) -> int:
+        """Bytes that may be on their way before somebody wants them: two round trips, or a moment of a fast link."""
+        return max(2 * self.in_flight, int(MOMENT * self._bandwidth))

@@ -7,7 +7,8 @@ of its guesses, also of those that were not followed, and is followed only while
     package    two frames of a directory of modules are read: the rest of it
     near       a second READ close to another one in a large file: the frames on both sides
     companion  byte code is read: its source
-    stream     READs follow each other: the next frames, ever more, as far as the link needs to stay busy
+    stream     READs follow each other: the next frames, as far as the link needs to stay busy or as much again as
+               this reader has read already, in steps that make large ranges
 
 Groups and companions come from the image's tree (hints.py).
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Container, Iterable
+from dataclasses import dataclass
 
 from loader.cache.files import CacheFile
 from loader.worker.hints import NO_HINTS, Hints
@@ -76,6 +78,16 @@ class Judge:
             self._misses /= 2
 
 
+@dataclass(slots=True)
+class _Stream:
+    """A sequential reader: READs in a row, their encoded bytes, bytes to be ahead of it, where what was asked ends."""
+
+    row: int = 0
+    read: int = 0
+    window: int = 0
+    asked: int = 0
+
+
 class ReadAhead:
     """Guesses for all cache files of a worker. Thread-safe."""
 
@@ -84,7 +96,7 @@ class ReadAhead:
         self._limit = limit
         self._lock = threading.Lock()
         self._clock = 0
-        self._streams: OrderedDict[Key, tuple[int, int]] = OrderedDict()  # → READs in a row, window in bytes
+        self._streams: OrderedDict[Key, _Stream] = OrderedDict()  # by the frame that is to be read next
         self._read: dict[CacheFile, dict[int, int]] = {}  # frame → when it was read first
         self._listed: dict[bytes, frozenset[int]] = {}
         self._hints: dict[bytes, Hints] = {}
@@ -180,22 +192,29 @@ class ReadAhead:
     def _stream(self, file: CacheFile, frames: range, hints: Hints) -> range:
         """The frames behind a sequential reader, inside of the file that it reads if that is known."""
         group = hints.groups.get(frames.stop - 1)
-        row, window = self._streams.pop((file, frames.stop), (0, 0))
-        if not row:  # else the same frame again: a frame is larger than most READs
-            row, window = self._streams.pop((file, frames.start), (0, 0))
-            row += 1
-            if row >= (2 if group else STREAM_START):
-                window = max(window * 2, FIRST_WINDOW)
-                window = min(window, self._limit, max(2 * self._link.in_flight, LEAST_LIMIT))
-        self._streams[file, frames.stop] = row, window
+        table, stop = file.table, frames.stop
+        stream = self._streams.pop((file, stop), None)
+        if stream is None:  # else the same frame again: a frame is larger than most READs
+            found = (self._streams.pop((file, frame), None) for frame in reversed(frames))
+            stream = next(filter(None, found), None) or _Stream()
+            stream.row += 1
+            stream.read += sum(table.frame_encoded_size(frame) for frame in frames)
+            if stream.row >= (2 if group else STREAM_START):
+                most = max(2 * self._link.in_flight, LEAST_LIMIT, stream.read)
+                stream.window = min(max(2 * stream.window, FIRST_WINDOW), most, self._limit)
+        self._streams[file, stop] = stream
         if len(self._streams) > MAX_STREAMS:
             self._streams.popitem(last=False)
-        table, stop = file.table, frames.stop
-        end = group.stop if group else len(table)
-        while stop < end and window > 0:
-            window -= table[stop].encoded_size
-            stop += 1
-        return range(frames.stop, stop)
+        begin = max(stream.asked, stop)
+        ahead = sum(table.frame_encoded_size(frame) for frame in range(stop, begin))
+        if 2 * ahead > stream.window:
+            return range(0)
+        end, asked = group.stop if group else len(table), begin
+        while asked < end and ahead < stream.window:
+            ahead += table.frame_encoded_size(asked)
+            asked += 1
+        stream.asked = asked
+        return range(begin, asked)
 
     def forget(self, file: CacheFile) -> None:
         """The file was closed."""

@@ -47,8 +47,8 @@ from loader.worker.starts import Starts
 
 log = logging.getLogger(__name__)
 
-# Bytes of one range request by priority: what is fetched ahead is not there before its whole range is.
-RANGE_LIMITS = (1 << 20, 256 << 10, 1 << 20)
+# Bytes of one range request by priority, at most. Large where the link is fast: for some registries each costs much.
+RANGE_LIMITS = (4 << 20, 8 << 20, 8 << 20)
 EXPIRE_INTERVAL = 0.25  # seconds
 CHECKPOINT_INTERVAL = 5.0
 
@@ -72,7 +72,7 @@ class Service:
         self._opener = Opener(registries)
         self.sources = Sources(self._opener.open)
         self.flights = FlightTable(
-            config.connections, config.prefetch_connections, RANGE_LIMITS, lambda: 2 * self.link_estimate.in_flight
+            config.connections, config.prefetch_connections, RANGE_LIMITS, lambda: self.link_estimate.ahead
         )
         self.readahead = ReadAhead(self.link_estimate, config.readahead)
         self.starts = Starts(self.layout, self.flights, self.readahead)

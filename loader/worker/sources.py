@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Self
 
 from erofs_builder.digest import Digest
 from loader.errors import NotFoundError
 from loader.registry.base import ImageSource
 from loader.registry.client import Registry
+from loader.registry.streams import Readable, read_exactly
 
 PENALTY = 10.0  # seconds for which a source that failed comes last
+
+
+class RangeStream:
+    """The bytes of a range in order; to be closed by the thread that opened it."""
+
+    def __init__(self, stream: Readable, what: str, broke: Callable[[], None]) -> None:
+        self._stream, self._what, self._broke = stream, what, broke
+
+    def read(self, length: int) -> bytes:
+        """Exactly the next `length` bytes; a failure is remembered against the source."""
+        try:
+            return read_exactly(self._stream, length, self._what)
+        except Exception:
+            self._broke()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stream.close()
 
 
 class Sources:
@@ -73,16 +98,27 @@ class Sources:
                 fresh.close()
         return opened
 
-    def read(self, source: str, blob: Digest, offset: int, length: int) -> bytes:
-        """A range of a blob, unverified; a failure is remembered against the source."""
+    def open_range(self, source: str, blob: Digest, offset: int, length: int) -> RangeStream:
+        """A range of a blob as a stream, unverified; a failure is remembered against the source."""
         try:
-            data = self.open(source).read_range(blob, offset, length)
-            if len(data) != length:
-                raise NotFoundError(f"{source}: {len(data)} bytes of {blob} at {offset}, expected {length}")
+            opened = self.open(source)
+            if isinstance(opened, Registry):
+                stream: Readable = opened.open_range(blob, offset, length)
+            else:
+                data = opened.read_range(blob, offset, length)
+                if len(data) != length:
+                    raise NotFoundError(f"{source}: {len(data)} bytes of {blob} at {offset}, expected {length}")
+                stream = io.BytesIO(data)
         except Exception:
             self.blame(source)
             raise
-        return data
+        return RangeStream(stream, f"{source}: {blob} from {offset}", partial(self._broke, source))
+
+    def _broke(self, source: str) -> None:
+        self.blame(source)
+        opened = self._opened.get(source)
+        if isinstance(opened, Registry):
+            opened.broke()
 
     def distrust(self, source: str, blob: Digest) -> None:
         """What this thread read of a blob last was wrong: a repository with mirrors asks another one from now on."""
