@@ -9,6 +9,7 @@
     domain = "erofs-ondemand"             # cachefiles: blobs are shared inside of this domain
     page_domain = "auto"                  # images of one domain share page cache: auto (one an owner), off, or a name
     quota = "20G"                         # bytes of cached data; unset: bounded by the file system only
+    scrub_days = 7                        # all of the cache is checked every so many days, slowly; 0: never
     log_level = "info"
 
     [fetch]
@@ -60,6 +61,7 @@ class Config:
     domain: str = "erofs-ondemand"
     page_domain: str = "auto"
     quota: int | None = None
+    scrub_days: float = 7.0
     log_level: str = "info"
     deadline: float = 120.0
     connections: int = 8
@@ -134,6 +136,10 @@ def _converted(name: str, value: Any, where: str) -> Any:
     if name == "deadline":
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 86400:
             raise UsageError(f"{where}: deadline must be seconds, more than 0 and at most 86400, not {value!r}")
+        return float(value)
+    if name == "scrub_days":
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 3650:
+            raise UsageError(f"{where}: scrub_days must be from 0 (never) to 3650, not {value!r}")
         return float(value)
     if name == "page_domain" and not (isinstance(value, str) and DOMAIN.match(value)):
         raise UsageError(

@@ -126,6 +126,28 @@ def test_scrub_finds_and_repairs(tmp_path: Path, published: Published, form: str
         assert daemon.command("scrub")["damaged"] == 0
 
 
+def test_a_patrol_finds_what_nobody_else_would(tmp_path: Path, published: Published) -> None:
+    """Rot in the decoded form, and nobody asks for a scrub."""
+    address, digests = published
+    image = f"docker://{address}/sample:1"
+    config = tmp_path / "config.toml"
+    config.write_text("scrub_days = 0.00001\n")
+    with Daemon(tmp_path / "d", "--config", str(config), "--form", "decoded") as daemon:
+        target = daemon.mount(image)
+        daemon.command("prefetch", image)
+        for path in data_files(daemon):
+            flip_bits(path)
+        rotten = time.time()
+        for _ in range(2):  # the round that was under way, and one that began since
+            while daemon.command("status")["scrubbed"] <= rotten:
+                time.sleep(0.1)
+            rotten = time.time()
+        assert daemon.counters()["damaged_frames"]
+        drop_caches()
+        assert read_until_right(target, digests)
+        assert daemon.command("scrub")["damaged"] == 0
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("loss", ["damaged", "header", "gone", "empty"])
 def test_the_database_is_made_again(tmp_path: Path, published: Published, form: str, loss: str) -> None:
@@ -241,7 +263,6 @@ def test_a_quota_evicts_what_nobody_reads(tmp_path: Path, published: Published, 
         assert read_all(mounted) == digests
         assert not any(value.startswith("errno") for value in read_all(second).values())
         assert daemon.counters()["requests_failed"] == 0
-        assert daemon.command("stats")["cache"]["allocated_bytes"] > 6 << 20  # mounted data stays, whatever the quota
 
 
 @pytest.mark.parametrize("form", list(Form))

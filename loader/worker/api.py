@@ -145,6 +145,7 @@ class Api:
             "source_errors": dict(service.fetcher.last_errors),
             "failed_reads": [failure._asdict() for failure in service.readpath.failures],
             "fenced": service.fenced,
+            "scrubbed": service.patrol.last,
             "confinement": service.confinement._asdict(),
             "link": {"bytes_in_flight": service.link_estimate.in_flight},
         }

@@ -44,8 +44,11 @@ class Scrubber:
         self._layout, self._state, self._objects, self._mounting = layout, state, objects, mounting
         self._flights, self._link, self._counters = flights, link, counters
 
-    def scrub(self) -> Iterator[dict[str, Any]]:
-        """Check all of the cache; reports bytes and frames checked and damaged frames found, at last `finished`."""
+    def scrub(self, interval: float = INTERVAL) -> Iterator[dict[str, Any]]:
+        """Check all of the cache; reports bytes and frames checked and damaged frames found, at last `finished`.
+
+        `interval`: seconds between two reports; 0: one a frame.
+        """
         usage = measure(self._layout, self._state)
         report: dict[str, Any] = {"total": sum(item.allocated for item in usage), "checked": 0, "frames": 0}
         report |= {"damaged": 0, "skipped": [], "finished": False}
@@ -55,7 +58,7 @@ class Scrubber:
                 report["checked"] += checked
                 report["frames"] += 1
                 report["damaged"] += damaged
-                if time.monotonic() - said > INTERVAL:
+                if time.monotonic() - said >= interval:
                     said = time.monotonic()
                     yield dict(report)
         yield report | {"finished": True}
@@ -68,7 +71,7 @@ class Scrubber:
             wrong = [frame for frame in frames if file.ready[frame]]
         else:
             with file.writer.descriptor() as fd:
-                wrong = [frame for frame in frames if file.ready[frame] and not _intact(file, fd, frame)]
+                wrong = [frame for frame in frames if _is_wrong(file, fd, frame)]
         if wrong:
             self._repair(file, wrong)
         return len(wrong)
@@ -130,6 +133,11 @@ class Scrubber:
             log.error("%s: the damaged frames could not be fetched: %s", file, os.strerror(error))
         else:
             log.warning("%s: %d damaged frames are repaired", file, len(wrong))
+
+
+def _is_wrong(file: CacheFile, fd: int, number: int) -> bool:
+    """Looked at twice: it may have been evicted, and have come again, in the middle of the first time."""
+    return all(file.ready[number] and not _intact(file, fd, number) and file.ready[number] for _ in range(2))
 
 
 def _intact(file: CacheFile, fd: int, number: int) -> bool:

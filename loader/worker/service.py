@@ -37,6 +37,7 @@ from loader.worker.link_estimate import LinkEstimate
 from loader.worker.mounting import Mounting
 from loader.worker.objects import Objects
 from loader.worker.outages import Outages
+from loader.worker.patrol import Patrol
 from loader.worker.proof import prove
 from loader.worker.readahead import ReadAhead
 from loader.worker.readpath import ReadPath
@@ -111,6 +112,9 @@ class Service:
         self.scrubber = Scrubber(
             self.layout, self.state, self.objects, self.mounting, self.flights, link, self.counters
         )
+        self.patrol = Patrol(
+            self.layout, lambda: self.scrubber.scrub(0.0), lambda: self.flights.idle, config.scrub_days
+        )
         self.generation = 0
         self.fenced: list[Any] = []
         self._held: list[Any] = []  # the keeper's mounts, until READY
@@ -140,6 +144,7 @@ class Service:
         self.executor.submit(importlib.import_module, "loader.registry.session")  # or the first mount waits for it
         threading.Thread(target=self._expire, name="expire", daemon=True).start()
         threading.Thread(target=self._housekeep, name="housekeep", daemon=True).start()
+        threading.Thread(target=self.patrol.run, args=(self._stopped,), name="patrol", daemon=True).start()
         threading.Thread(target=self.collector.run, args=(self._stopped,), name="quota", daemon=True).start()
         Hands(self.flights, packets, self._packet, self.fetcher.fetch).work(self.config.connections)
 
