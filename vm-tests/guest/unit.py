@@ -18,7 +18,7 @@ exec {python} -c 'import sys; from loader.cli.loader import main; sys.exit(main(
 DROP_IN = "[Unit]\nWants=\nAfter=\n[Service]\nWatchdogSec={watchdog}\nStandardError=journal+console\n"
 
 
-def install(guest, watchdog=20):
+def install(guest, watchdog=10):
     """What a package would put in place, with the cell's plane and form in the configuration."""
     use_tree(REPOSITORY)
     shutil.copy(REPOSITORY / "systemd" / NAME, "/etc/systemd/system/")

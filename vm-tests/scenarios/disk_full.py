@@ -4,7 +4,7 @@ import os
 
 BOOTS = ("full",)
 LIMIT = 300
-LEFT = 3 << 19
+LEFT = 3 << 17
 
 
 def host(host):
@@ -32,7 +32,7 @@ def full(guest):
     images = guest.task["images"]
     targets = [mount_point(name) for name in images]
     with guest.step("serve and mount"):
-        daemon = Daemon(guest).start()
+        daemon = Daemon(guest, "--deadline", "10").start()  # its patience with the full disk
         for name, image in images.items():
             loader("mount", image["reference"], mount_point(name))
     ballast = DISK / "ballast"

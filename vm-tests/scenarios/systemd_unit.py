@@ -16,7 +16,7 @@ def host(host):
     from rig.product import published, slow_link
 
     task = published(host)
-    return {**slow_link(host, task, rate=0.08e6), "fast": task["images"]}
+    return {**slow_link(host, task, rate=0.12e6), "fast": task["images"]}
 
 
 def under_load(guest):
@@ -87,7 +87,7 @@ def after_reboot(guest):
     from product import compare, mount_point
 
     unit.install(guest)
-    guest.ask("registry_stop")
+    guest.ask("link_stop")
     with guest.step("start without the registry"):
         unit.systemctl("start")
     with guest.step("every byte from the cache"):
