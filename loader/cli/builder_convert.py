@@ -43,7 +43,7 @@ from loader.convert.convert import convert as convert_image
 @click.option(
     "--fingerprints",
     is_flag=True,
-    help="Carry every file's fingerprint (about 27 bytes each), so that kernels of 7.0 and later share page cache.",
+    help="Carry every file's fingerprint (25 bytes each), so that kernels of 7.0 and later share page cache.",
 )
 @click.option(
     "--trace",

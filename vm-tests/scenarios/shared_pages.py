@@ -3,6 +3,7 @@
 import ctypes
 import mmap
 import os
+import shutil
 from pathlib import Path
 
 PLANES = ("fanotify",)
@@ -25,21 +26,28 @@ def host(host):
     return {"references": task, "files": files, "shares": shares, **counted(host)}
 
 
-NAMES = {"first": "rig/one:first", "second": "rig/two:second", "elsewhere": "other/one:first"}
+NAMES = {
+    "first": "rig/one:first",
+    "second": "rig/two:second",
+    "elsewhere": "other/one:first",
+    "program": "rig/three:program",
+    "same program": "rig/four:program",
+}
+PROGRAM = Path("/usr/bin/sha256sum")
 
 
 def _publish(host, folder):
     from rig import images
 
     layout = images.write_layout(folder / "layout", ("first", "second"))
+    (folder / "program").mkdir()
+    shutil.copy(PROGRAM, folder / "program")
     for level, repository in enumerate(NAMES.values(), 1):
-        source, target = (
-            f"oci:{layout}:{repository.rpartition(':')[2]}",
-            f"docker://{host.registry.address}/{repository}",
-        )
-        host.program(
-            "loader.cli.builder", "convert", source, target, "--insecure", "--fingerprints", "--level", str(level)
-        )
+        name = repository.rpartition(":")[2]
+        source = f"rootfs:{folder / name}" if name == "program" else f"oci:{layout}:{name}"
+        target = f"docker://{host.registry.address}/{repository}"
+        options = ("--insecure", "--fingerprints", "--level", str(level))
+        host.program("loader.cli.builder", "convert", source, target, *options)
 
 
 def shares(guest):
@@ -93,12 +101,36 @@ def shares(guest):
         expect_files(second, files)
         drop_caches()
         expect_files(second, files)
+    with guest.step("run a program, then from the other image's pages, also under an overlay"):
+        program, same = mount_point("program"), mount_point("same")
+        loader("mount", references["program"], program)
+        loader("mount", references["same program"], same)
+        expected = run(PROGRAM, "/proc/version").stdout
+        expect(run(program / PROGRAM.name, "/proc/version").stdout == expected, "it printed something else")
+        before = asked()
+        expect(run(same / PROGRAM.name, "/proc/version").stdout == expected, "it printed something else")
+        overlay = _overlay(same)
+        expect(run(overlay / PROGRAM.name, "/proc/version").stdout == expected, "under an overlay")
+        guest.fact("events for the second image's program", asked()[0] - before[0])
+        run("umount", overlay)
     with guest.step("umount"):
-        for target in (second, other, elsewhere):
+        for target in (second, other, elsewhere, program, same):
             loader("umount", target)
         expect("/run/mnt" not in run("cat", "/proc/mounts").stdout, "still mounted")
     with guest.step("SIGTERM"):
         daemon.stop()
+
+
+def _overlay(lower):
+    from lib import DISK, run
+    from product import mount_point
+
+    overlay = mount_point("overlay")
+    for name in ("upper", "work"):
+        (DISK / name).mkdir()
+    options = f"lowerdir={lower},upperdir={DISK / 'upper'},workdir={DISK / 'work'}"
+    run("mount", "-t", "overlay", "overlay", overlay, "-o", options)
+    return overlay
 
 
 def asked():
