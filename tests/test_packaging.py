@@ -10,10 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from loader import __version__
+
 ROOT = Path(__file__).resolve().parent.parent
 EXTENSIONS = ["cachefiles/_kabi", "confine/_kabi", "erofs_builder/_hot", "fanotify/_kabi", "mounts/_kabi"]
 
 pytestmark = pytest.mark.slow
+
+
+def test_status_tells_the_packages_version() -> None:
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == __version__
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from typing import Any
 
 from erofs_builder.frame_list import decode_frames
 from erofs_builder.payload import Form
+from loader import __version__
 from loader.cache.records import write_record
 from loader.cache.state import ImageRecord, MountRecord
 from loader.errors import NotFoundError, UsageError
@@ -133,6 +134,7 @@ class Api:
         keeper.pop("errno", None)
         waiting = sorted(service.flights.waiting(), key=lambda item: -item[2])[:MOST_LISTED]
         return {
+            "version": __version__,
             "plane": service.plane,
             "form": service.form.value,
             "page_domain": service.pages.policy,

@@ -1,5 +1,6 @@
 """The installed systemd unit in the guest: its program, file and configuration, and its state on the disk."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -75,8 +76,15 @@ def tree_of(pid):
     return {name.decode(): value.decode() for name, _, value in pairs}.get("PYTHONPATH")
 
 
-def copy_tree(target):
-    """Another build of the product: its packages copied."""
+def other_build(target, version):
+    """Another build of the product: its packages copied, with another version."""
     target.mkdir()
     for name in ("loader", "erofs_builder", "cachefiles", "confine", "fanotify", "mounts"):
         shutil.copytree(REPOSITORY / name, target / name)
+    with (target / "loader" / "__init__.py").open("a") as stream:
+        stream.write(f'__version__ = "{version}"\n')
+
+
+def version():
+    """What the daemon's status says."""
+    return json.loads(loader("status", "--json").stdout)["version"]

@@ -55,10 +55,10 @@ def under_load(guest):
         _replaced(unit, wait_for, lambda pid: os.kill(pid, signal.SIGSTOP))
     with guest.step("upgrade to another build"):
         other = Path("/run/other-build")
-        unit.copy_tree(other)
+        unit.other_build(other, "99.1")
         unit.use_tree(other)
         unit.systemctl("restart")
-        unit.loader("status")
+        expect(unit.version() == "99.1", f"version {unit.version()}")
         expect(unit.tree_of(unit.main_pid()) == str(other), f"the code is {unit.tree_of(unit.main_pid())}")
     guest.fact("readers still reading after all that", readers.running())
     with guest.step("every byte, by every reader"):
