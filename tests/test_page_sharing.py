@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
 from pathlib import Path
@@ -12,19 +13,25 @@ from erofs_builder.digest import Digest
 from erofs_builder.erofs.layout import BLOCK, Superblock
 from erofs_builder.erofs.sharing import announce_fingerprints
 from erofs_builder.erofs.writer import write_metadata
+from erofs_builder.layer import Options
 from erofs_builder.payload import Form
+from loader.cache.ready import boot_id
 from loader.cache.state import ImageRecord, MountRecord, State
-from loader.cli.loader_serve import resolved
+from loader.cli.loader_serve import CHOICE, resolved
 from loader.config import Config, load_config
+from loader.convert.convert import Request, convert
 from loader.errors import KernelSupportError, NotFoundError, UsageError
 from loader.planes import canary
 from loader.planes.canary import CanaryFailed, CanaryImage, check_sharing
 from loader.probe import Finding, probe_one
+from loader.registry.config import RegistryConfig
 from loader.worker.images import canonical
 from loader.worker.sharing import OFF, PageSharing, owner_domain
 from tests.support import odd_tree
+from tests.support.daemon import Daemon, make_tree, read_all
 
 IMAGE = Digest.of(b"image")
+ON = Options(fingerprints=True, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -179,3 +186,27 @@ def test_probe_says_whether_pages_are_shared(tmp_path: Path) -> None:
         assert finding.shares == (finding.not_shared is None)
         assert finding.shares or "PAGE_CACHE_SHARE" in str(finding.not_shared)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.root
+@pytest.mark.timeout(240)
+def test_a_kernel_that_refuses_to_share_still_mounts(tmp_path: Path) -> None:
+    """What was found at boot says that images share; this kernel refuses the option, or shares."""
+    digests = make_tree(tmp_path / "tree")
+    for name, options in (("one", ON), ("bare", Options(threads=1))):
+        convert(Request(f"rootfs:{tmp_path / 'tree'}", f"oci:{tmp_path / name}:1", options=options), RegistryConfig())
+    (tmp_path / "root").mkdir()
+    choice = {"boot": boot_id().hex(), "plane": "fanotify", "form": "encoded", "shares": True}
+    (tmp_path / "root" / CHOICE).write_text(json.dumps(choice))
+    with Daemon(tmp_path, "--form", "encoded") as daemon:
+        assert daemon.command("status")["page_domain"] == "auto"
+        assert read_all(daemon.mount(f"oci:{tmp_path}/one:1")) == digests
+        shares = "domain" in daemon.command("mount", f"oci:{tmp_path}/one:1", str(tmp_path / "mnt"))
+        for name in ("asked", "other"):
+            (tmp_path / name).mkdir()
+        asked = daemon.run("mount", f"oci:{tmp_path}/one:1", str(tmp_path / "asked"), "--domain", "mine")
+        assert asked.returncode == (0 if shares else 13), asked.stderr
+        bare = daemon.run("mount", f"oci:{tmp_path}/bare:1", str(tmp_path / "other"), "--domain", "yours")
+        assert bare.returncode == 10 and "--fingerprints" in bare.stderr
+        if not shares:
+            assert "page cache is not shared in @" in daemon.log.read_text()

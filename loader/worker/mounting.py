@@ -96,10 +96,12 @@ class Mounting:
                     raise BusyError(f"{target}: it is mounted there in the domain {existing.domain or OFF}")
                 return existing
             path, payload = self._images.payload(image.digest, form)
+            domain = choose(payload.erofs)
             self._announce(payload)
             try:
                 if self.plane == "fanotify":
-                    record = self._mount_files(image, target, form, path, payload.tables, choose(payload.erofs))
+                    mount_files = partial(self._mount_files, image, target, form, path, payload.tables)
+                    record = _preferably(mount_files, domain, must=wanted not in (None, AUTO))
                 else:
                     record = self._mount_fsid(image, target, form)
                     opened = [self._objects.files_of(form, table.blob_digest) for table in payload.tables]
@@ -293,6 +295,17 @@ class Mounting:
             self._announce(self._images.payload(record.image, record.form)[1])
         except (LoaderError, FormatError, IntegrityError, OSError) as error:
             log.warning("%s: %s", record.target, error)
+
+
+def _preferably(mount: Callable[[str | None], MountRecord], domain: str | None, *, must: bool) -> MountRecord:
+    """Mount in a domain, or, unless it must be in there, without one where the kernel refuses that."""
+    try:
+        return mount(domain)
+    except (CallError, OSError) as error:
+        if domain is None or must:
+            raise
+        log.warning("page cache is not shared in %s: %s", domain, error)
+        return mount(None)
 
 
 def image_fsid(image: Digest, form: Form) -> str:
