@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from mounts.readahead import backing_devices, restore_readahead, set_readahead
 from mounts.syscalls import fsopen
 
 PAGE = 4096
@@ -107,18 +108,10 @@ def _no_readahead() -> Iterator[None]:
     Their backing devices do not say which mount they belong to, so it is all of them, for as long as this takes.
     """
     with contextlib.ExitStack() as stack:
-        for device in Path("/sys/class/bdi").glob("erofs-*"):
+        for device in backing_devices():
             with contextlib.suppress(FileNotFoundError):  # unmounted just now
-                knob = device / "read_ahead_kb"
-                before = knob.read_text()
-                knob.write_text("0")
-                stack.callback(_restore, knob, before)
+                stack.callback(restore_readahead, device, set_readahead(device, 0))
         yield
-
-
-def _restore(knob: Path, before: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        knob.write_text(before)
 
 
 @contextlib.contextmanager

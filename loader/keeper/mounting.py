@@ -8,6 +8,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from loader.keeper.bounds import check_mount
 from loader.keeper.host import Host
 from loader.keeper.state import MountRecord, State
 from mounts import mount_erofs, umount2
+from mounts.readahead import backing_devices, restore_readahead, set_readahead
 from mounts.syscalls import MNT_DETACH
 
 Done = Callable[[OSError | None], None]
@@ -80,6 +82,7 @@ class Mounter:
             raise OSError(errno.EBUSY, "already mounted by this daemon", record.target)
         devices = [str(device) for device in arguments.get("devices") or []]
         options = [str(option) for option in arguments.get("options") or []]
+        pause = float(arguments.get("pause") or 0)
         known = [self._state.objects[number].path for number in record.objects]
         check_mount(self._state.path.parent, record.source, devices, options, known)
         options += [
@@ -109,9 +112,27 @@ class Mounter:
         def mount() -> None:
             if not Path(record.target).is_dir():
                 raise OSError(errno.ENOTDIR, "not a directory; create it first", record.target)
+            before = backing_devices()
             mount_erofs(record.source, devices, options, record.target)
+            if pause > 0:
+                self._pause_readahead(backing_devices() - before, pause)
 
         self._background.run(mount, ended)
+
+    def _pause_readahead(self, new: set[str], seconds: float) -> None:
+        """Stop readahead on a file system that was just mounted, for a while; which costs speed if it fails.
+
+        What a start reads is fetched by a list, and what the kernel would read around that is not in it. With two new
+        file systems, one of somebody else's, nothing is known.
+        """
+        if len(new) != 1:
+            return
+        device = new.pop()
+        with contextlib.suppress(OSError, ValueError):
+            kib = set_readahead(device, 0)
+            timer = threading.Timer(seconds, self._host.call, [partial(restore_readahead, device, kib)])
+            timer.daemon = True
+            timer.start()
 
     def umount(self, arguments: dict[str, Any], done: Done) -> None:
         """See protocol.CALLS["umount"]."""

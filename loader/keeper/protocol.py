@@ -53,6 +53,7 @@ MAX_PACKET = 262144
 PRESENCE = "presence"
 MOST_RANGES = 512  # of one `idle`
 KEEPER_FD_ENV = "EROFS_LOADER_KEEPER_FD"
+NURSERY_FD_ENV = "EROFS_LOADER_NURSERY_FD"
 CONTROL_FD_ENV = "EROFS_LOADER_CONTROL_FD"
 ROOT_ENV = "EROFS_LOADER_ROOT"
 SOCKET_ENV = "EROFS_LOADER_SOCKET"
@@ -84,7 +85,8 @@ CALLS = {
     "release": "object: fanotify: unmark and close (no mount uses it any more)",
     "complete": "object: fanotify: the file is whole and synced: remove the mark, keep the object",
     "mount": "source, devices, options, target, fsid, domain_id, objects: mount EROFS (fsid and domain_id: cachefiles;"
-    " source and devices, paths in slot order: fanotify; objects: numbers that this mount reads) → {}",
+    " source and devices, paths in slot order: fanotify; objects: numbers that this mount reads; pause: seconds"
+    " without the kernel's readahead) → {}",
     "umount": "target, lazy → {}",
     "mark": "object: fanotify: mark again (a complete object whose blocks are to be evicted)",
     "idle": "object, ranges [[start, end], …] (at most MOST_RANGES): fanotify: which of them nobody waits for and no"

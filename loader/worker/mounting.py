@@ -29,7 +29,7 @@ from loader.worker.images import Images
 from loader.worker.link import CallError, Link, as_loader_error
 from loader.worker.objects import Objects, blob_key
 from loader.worker.sharing import AUTO, OFF, PageSharing
-from loader.worker.starts import Starts
+from loader.worker.starts import PAUSE, Starts
 from mounts.mountinfo import mountinfo
 
 log = logging.getLogger(__name__)
@@ -134,6 +134,7 @@ class Mounting:
             target=target,
             domain_id=domain or "",
             objects=[file.object for file in files],
+            pause=self._pause(image.digest),
         )
         return MountRecord(target, image.digest, form, "fanotify", None, time.time(), self._boot, domain)
 
@@ -182,8 +183,12 @@ class Mounting:
             fsid=fsid,
             domain_id=self.domain,
             objects=[],
+            pause=self._pause(image.digest),
         )
         return MountRecord(target, image.digest, form, "cachefiles", fsid, time.time(), self._boot)
+
+    def _pause(self, image: Digest) -> float:
+        return PAUSE if self._starts.complete(image) else 0.0
 
     def umount(self, target: str, *, lazy: bool = False) -> None:
         """Unmount; NotFoundError if nothing of ours is mounted there, BusyError while it is used."""

@@ -26,6 +26,7 @@ from loader.worker.readahead import ReadAhead
 log = logging.getLogger(__name__)
 START, TRACE = "start", "trace"
 STRETCH = 2 << 20
+PAUSE = 30.0  # seconds without the kernel's readahead, where the list has all that a start reads
 
 
 class Starts:
@@ -76,6 +77,13 @@ class Starts:
                 except FormatError as error:
                     log.warning("%s: %s", image, error)
         return []
+
+    def complete(self, image: Digest) -> bool:
+        """Whether a list was watched, and has all that a start reads: a trace, or the one range of a rebuilt layout."""
+        if self._layout.start_list(image, TRACE).exists():
+            return bool(self.places(image))
+        places = self.places(image)
+        return bool(places) and places == [(places[0][0], frame) for frame in range(len(places))]
 
     def fetch(self, image: Digest, files: Sequence[CacheFile | None]) -> None:
         """Have an image's start fetched; `files` are those of its blobs, in order."""
