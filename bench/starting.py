@@ -1,6 +1,7 @@
-"""R1, R2, R3: bytes and seconds until the first output over a link, nothing cached, without and with a trace.
+"""R1, R2, R3: bytes and seconds until the first output over a link, nothing cached: without a trace, with one, rebuilt.
 
-The trace is of one start from the same image in a repository of its own, published as `erofs-loader trace` does it.
+The trace is of the pages that one start touched of the same image in a repository of its own, published as
+`erofs-loader trace` does it; the rebuilt artifact, in a third one, is made from that.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from bench.peers import (
     nydus3_mount,
     push_blob,
 )
-from bench.workload import start_application
+from bench.workload import command, start_application
 from tests.images import catalog
 from tests.images.layout import push
 from tests.support.registry import docker_registry
 
 RATE, RTT = 3e6, 0.02
 TRACE_LINKS = (("25 Mbit/s, 20 ms", 25e6 / 8, 0.02, 2), ("1 Gbit/s, 1 ms", 1e9 / 8, 0.001, 1))  # R3, with its goals
-PLAIN, TRACED = "debian:12", "traced/debian:12"
+PLAIN, TRACED, REBUILT = "debian:12", "traced/debian:12", "rebuilt/debian:12"
 PEER_COMMANDS = {"nydus2": nydus2_command, "nydus3": nydus3_command}
 
 
@@ -46,45 +47,55 @@ def rows(runs: int) -> list[Row]:
         scratch = Path(name)
         with docker_registry(scratch / "registry") as registry:
             for name in (PLAIN, TRACED):
-                push(layout, f"{registry}/{name}")
-                run(
-                    BUILDER, "convert", "--insecure", f"docker://{registry}/{name}", f"docker://{registry}/{name}-erofs"
-                )
+                _publish(layout, f"{registry}/{name}")
             _publish_trace(scratch / "tracing", f"docker://{registry}/{TRACED}")
+            _publish(layout, f"{registry}/{REBUILT}", "--trace", f"docker://{registry}/{TRACED}")
             peers, notes = _prepare_peers(scratch, registry, layout)
             with Link(registry, RATE, RTT) as link:
                 samples = _measure(runs, link, scratch, peers)
-            trace_rows = [_trace_row(runs, registry, scratch, *link_and_goal) for link_and_goal in TRACE_LINKS]
+            trace_rows = [row for each in TRACE_LINKS for row in _trace_rows(runs, registry, scratch, *each)]
     titles = {name: peer.title for name, peer in peers.items()}
     return [*_rows(samples, titles, notes, compressed_size(layout)), *trace_rows]
 
 
+def _publish(layout: Path, name: str, *options: str) -> None:
+    """Push the image, and its artifact beside it."""
+    push(layout, name)
+    run(BUILDER, "convert", "--insecure", *options, f"docker://{name}", f"docker://{name}-erofs")
+
+
 def _publish_trace(scratch: Path, image: str) -> None:
-    """Start the application once, and publish what that read."""
+    """Start the application once, and publish what that touched."""
+    target = scratch / "mnt"
     with Node(scratch, "--insecure") as node:
-        drop_caches()
-        node.mount(image, scratch / "mnt")
+        target.mkdir()
+        node.run("mount", "--form", "decoded", image, target)
         try:
-            start_application(scratch / "mnt")
-            node.run("trace", "--insecure", image)
+            node.run("trace", "--insecure", image, "--", *command(target))
         finally:
-            node.umount(scratch / "mnt")
+            node.umount(target)
 
 
-def _trace_row(runs: int, registry: str, scratch: Path, name: str, rate: float, rtt: float, goal: float) -> Row:
-    """R3: the start without a trace / with it, in pairs."""
-    samples = {PLAIN: Sample(), TRACED: Sample()}
+def _trace_rows(runs: int, registry: str, scratch: Path, name: str, rate: float, rtt: float, goal: float) -> list[Row]:
+    """R3: the start without a trace / with it, the image as it was and rebuilt, in turn."""
+    samples = {PLAIN: Sample(), TRACED: Sample(), REBUILT: Sample()}
     with Link(registry, rate, rtt) as link:
         for number in range(runs):
             for image, sample in samples.items():
                 place = scratch / f"trace-{number}"
                 sample.add(lazy_start(link, place, image, "--insecure").output)
                 shutil.rmtree(place)
-    plain, traced = samples[PLAIN], samples[TRACED]
-    ratio = Sample([one / other for one, other in zip(plain.values, traced.values, strict=True)])
-    return Row("R3", f"start without / with a trace, {name}", traced.text("s"), f"without {plain.text('s')}",
-               ratio.median, goal, larger=True, unit="×",
-               samples={"with": traced.values, "without": plain.values})  # fmt: skip
+    plain = samples[PLAIN]
+    rows = []
+    for image, title in ((TRACED, "with a trace"), (REBUILT, "with a layout rebuilt from it")):
+        sample = samples[image]
+        ratio = Sample([one / other for one, other in zip(plain.values, sample.values, strict=True)])
+        rows.append(
+            Row("R3", f"start without / {title}, {name}", sample.text("s"), f"without {plain.text('s')}",
+                ratio.median, goal, larger=True, unit="×",
+                samples={"with": sample.values, "without": plain.values})
+        )  # fmt: skip
+    return rows
 
 
 class _Peer(NamedTuple):
@@ -132,14 +143,15 @@ def _peer_start(link: Link, peer: _Peer, directory: Path) -> tuple[float, int]:
 
 def _measure(runs: int, link: Link, scratch: Path, peers: dict[str, _Peer]) -> dict[str, tuple[Sample, Sample]]:
     """Seconds and bytes of each way, in turn, `runs` times."""
-    samples = {name: (Sample(), Sample()) for name in ("full", "ours", "traced", *peers)}
+    samples = {name: (Sample(), Sample()) for name in ("full", "ours", "traced", "rebuilt", *peers)}
     for number in range(runs):
         place = scratch / f"run{number}"
         place.mkdir()
         full = full_pull(link, place / "full", PLAIN)
         ours = lazy_start(link, place / "ours", PLAIN, "--insecure")
         traced = lazy_start(link, place / "traced", TRACED, "--insecure")
-        ways = {"full": full, "ours": ours, "traced": traced}
+        rebuilt = lazy_start(link, place / "rebuilt", REBUILT, "--insecure")
+        ways = {"full": full, "ours": ours, "traced": traced, "rebuilt": rebuilt}
         results = {name: (way.output, way.fetched) for name, way in ways.items()}
         results |= {name: _peer_start(link, peer, place / name) for name, peer in peers.items()}
         for name, (seconds, fetched) in results.items():
@@ -171,7 +183,7 @@ def _rows(
     peer_shares = {title: share[name].median for name, title in titles.items()}
     peer_times = {title: full / seconds[name].median for name, title in titles.items()}
     links = {name: f"the link alone needs {samples[name][1].median / RATE:.1f} s for what is fetched"
-             for name in ("ours", "traced")}  # fmt: skip
+             for name in ("ours", "traced", "rebuilt")}  # fmt: skip
     return [
         Row("R1", "bytes until the start / compressed image", share["ours"].text("%"),
             "; ".join([*bytes_of_peers, *notes]), share["ours"].median, 8.5, larger=False, unit=" %", samples=raw,
@@ -184,4 +196,9 @@ def _rows(
         Row("R2", "the same with a trace", seconds["traced"].text("s"),
             "", full / seconds["traced"].median, 12, larger=True, unit="×", peers=peer_times,
             limit=links["traced"]),
+        Row("R1", "the same with a layout rebuilt from the trace", share["rebuilt"].text("%"),
+            "", share["rebuilt"].median, 4.5, larger=False, unit=" %", peers=peer_shares),
+        Row("R2", "the same with a layout rebuilt from the trace", seconds["rebuilt"].text("s"),
+            "", full / seconds["rebuilt"].median, 20, larger=True, unit="×", peers=peer_times,
+            limit=links["rebuilt"]),
     ]  # fmt: skip

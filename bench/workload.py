@@ -15,14 +15,20 @@ print(json.dumps({"numpy": numpy.__version__, "trace": float(numpy.trace(matrix)
 EXPECTED = '"trace": 499999500.0, "url": "http://example.invalid/?q=1"'
 
 
-def start_application(root: Path) -> float:
-    """Run the program from the file tree `root` until its first line of output; returns the seconds.
+def command(root: Path) -> list[str]:
+    """What starts the program from the file tree `root`.
 
     chroot(8) stands in for the container runtime, whose own cost is the same for all.
     """
+    environment = ["/usr/bin/env", "-i", "PYTHONDONTWRITEBYTECODE=1"]
+    return ["chroot", str(root), *environment, "/usr/bin/python3", "-c", PROGRAM]
+
+
+def start_application(root: Path) -> float:
+    """Run the program from the file tree `root` until its first line of output; returns the seconds."""
     begin = time.monotonic()
     process = subprocess.Popen(
-        ["chroot", root, "/usr/bin/env", "-i", "PYTHONDONTWRITEBYTECODE=1", "/usr/bin/python3", "-c", PROGRAM],
+        command(root),
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None
