@@ -94,7 +94,7 @@ class Daemon:
             environment = {**os.environ, **ENVIRONMENT}
             command = [*LOADER, "serve", *self.options]
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-        wait_for(self.answers, 60, f"the daemon does not answer: {log_tail()}")
+        wait_for(self.answers, 120, f"the daemon does not answer: {log_tail()}")
         return self
 
     def answers(self):
@@ -129,7 +129,7 @@ class Daemon:
 
     def await_processes(self, what):
         """The same, once there are some."""
-        wait_for(lambda: self.processes(what), 60, f"no {what} came back: {log_tail()}")
+        wait_for(lambda: self.processes(what), 120, f"no {what} came back: {log_tail()}")
         return self.processes(what)
 
     def processes(self, what):
