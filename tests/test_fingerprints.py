@@ -112,8 +112,8 @@ def test_other_images_have_the_same(root: Path, published: Path, tmp_path: Path)
     publish(other, tmp_path / "based", base=f"oci:{published}:latest")
     expected = entries(published)[0]
     for found in entries(tmp_path / "own") + entries(tmp_path / "based"):
-        for name in (b"noise", b"small"):
-            assert found[name].fingerprint == expected[name].fingerprint
+        for path in (b"noise", b"small"):
+            assert found[path].fingerprint == expected[path].fingerprint
 
 
 @pytest.mark.root
