@@ -155,7 +155,7 @@ def erofs(data: bytes) -> None:
         assert b"\0" not in path and b".." not in path.split(b"/")
         check_extents(node)
         assert len(node.fingerprint) in (0, fingerprint.SIZE)
-    if has_fingerprints(image):
+    if has_fingerprints(bytes(image)):
         assert len(announce_fingerprints(bytes(image))) == BLOCK
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,12 @@ class _Plane(FanotifyPlane):
 
     complete = mark = release
 
+    def lend(self, object_id: int) -> int | None:
+        return None
+
+    def idle(self, object_id: int, ranges: Iterable[tuple[int, int]]) -> list[int]:
+        return [number for number, (start, end) in enumerate(ranges) if start < end]
+
     def answer(self, pending: Pending, error: int) -> None:
         assert isinstance(error, int)
 
@@ -134,7 +140,7 @@ class _Worker:
     def __init__(self) -> None:
         self.sent: list[bytes] = []
 
-    def send(self, packet: bytes, fd: int | None = None) -> None:
+    def send(self, packet: bytes, fd: int | None = None, bitmap: int | None = None) -> None:
         self.sent.append(packet)
 
 
@@ -151,7 +157,7 @@ class _Keeper(Keeper):
         self.state = _State()  # type: ignore[assignment]
         self.plane = _Plane(self)
         self.calls = Calls(self)
-        self.mounter = Mounter(self.state, _Background(), "fanotify")  # type: ignore[arg-type]
+        self.mounter = Mounter(self.state, _Background(), None, "fanotify")  # type: ignore[arg-type]
         self.mounter.refresh = lambda: None  # type: ignore[method-assign]
         self.worker = _Worker()  # type: ignore[assignment]
         self.worker_deaths = 0

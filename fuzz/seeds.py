@@ -14,13 +14,16 @@ import zstandard
 
 from erofs_builder.contents import Contents, encode_contents
 from erofs_builder.digest import Digest
+from erofs_builder.frame_list import encode_frames
 from erofs_builder.frames import FrameTable
-from erofs_builder.payload import ALIGNMENT, Form, encode_payload
+from erofs_builder.page_trace import PageRun, encode_page_trace
+from erofs_builder.payload import ALIGNMENT, Form, device_tag, encode_payload
 from fanotify import wire
 from loader.artifact import BLOB_TYPE, CONTENTS_TYPE, METADATA_TYPES, PAYLOAD_SIZE_ANNOTATION, Artifact
 from loader.keeper.protocol import Answer, Kind, Request, pack_answer, pack_json, pack_request
 from loader.registry.base import Descriptor
 from loader.registry.documents import encode_index
+from loader.trace import encode_trace
 
 FINDS = Path(__file__).parent.parent / "tests/assets/fuzz"
 _DIGEST = Digest.of(b"content")
@@ -124,8 +127,10 @@ def _control() -> list[bytes]:
 def _packets() -> list[bytes]:
     mount = {"token": 2, "call": "mount", "target": "/t", "objects": [], "devices": ["a"], "options": []}
     create = {"token": 1, "call": "create", "name": "n", "path": "/p", "form": "encoded", "size": 4096}
+    idle = {"token": 4, "call": "idle", "object": 1, "ranges": [[0, 4096], [4096, 8192]]}
     return [
         pack_request(Request(1, 2, 3, 4)),
+        pack_json(Kind.CALL, idle),
         pack_answer(Answer(1, 0)),
         pack_json(Kind.OPENED, {"id": 2, "size": 4096}),
         *(pack_json(Kind.CALL, {"token": 3, "call": name}) for name in ("status", "stop", "cull", "umount")),
@@ -177,6 +182,7 @@ def seeds() -> dict[str, list[bytes]]:
             b"plain",
         ],
         "docker-archive": [_docker_archive(), *tars],
+        "cookie": [f"{_DIGEST.hex}-encoded.2".encode(), device_tag(Form.DECODED, _DIGEST).encode(), b"a\0../../b"],
         "erofs": [b"\0" + struct.pack("<HB", 1060, 3) + bytes(4), b"\xff" + struct.pack("<HB", 4096, 1) + b"ab"],
         "fanotify": _kernel(),
         "frame-table": [_table().encode(), _table(0).encode()],
@@ -196,9 +202,20 @@ def seeds() -> dict[str, list[bytes]]:
             b"oci:dir:tag",
             b"docker-archive:f:n",
         ],
+        "plane": _kernel() + [_kernel()[1] * 3],
+        "plane-cachefiles": [opening, opening + struct.pack("=IIIIQQ", 1, 2, 32, 7, 0, 4096) * 2],
+        "range-answer": [
+            b"\x09HTTP/1.1 206 Partial Content\r\nContent-Length: 5\r\nContent-Range: bytes 0-4/9\r\n\r\nabcde",
+            b"\x90HTTP/1.1 100 Continue\r\n\r\nHTTP/1.0 200 OK\r\ncontent-length: 3\r\n\r\nabcdef",
+        ],
         "registry": _answers(),
         "tar": tars,
         "tar-headers": tars,
+        "trace": [
+            b"f" + encode_frames([(0, 1), (0, 2), (3, 0)]).encode(),
+            b"p" + encode_page_trace([PageRun(b"usr/bin/a", 0, 3)]),
+            b"r" + encode_trace(Descriptor("m", _DIGEST, 4), encode_frames([(0, 1)]), 0.0),
+        ],
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fuzz import formats, layers, packets, registry
+from fuzz import formats, layers, packets, planes, registry
 
 
 class Target(NamedTuple):
@@ -30,6 +30,7 @@ TARGETS = {
     "compressed-payload": Target(formats.compressed_payload, formats.ALLOWED, 4096),
     "contents": Target(formats.contents, formats.ALLOWED, 4096),
     "control": Target(packets.control, packets.ALLOWED, 2048),
+    "cookie": Target(planes.cookie, planes.ALLOWED, 512),
     "decompress": Target(layers.decompress, layers.ALLOWED, 8192),
     "docker-archive": Target(registry.docker_archive, registry.ALLOWED, 16384),
     "erofs": Target(formats.erofs, formats.ALLOWED, 512, 4),
@@ -42,8 +43,12 @@ TARGETS = {
     "notify": Target(packets.notify, packets.ALLOWED, 512),
     "packet": Target(packets.packet, packets.ALLOWED, 1024),
     "payload": Target(formats.payload, formats.ALLOWED, 2048),
+    "plane": Target(planes.plane, planes.ALLOWED, 1024),
+    "plane-cachefiles": Target(planes.plane_of_cachefiles, planes.ALLOWED, 1024),
+    "range-answer": Target(planes.range_answer, planes.ALLOWED, 2048),
     "reference": Target(registry.reference, registry.ALLOWED, 512),
     "registry": Target(registry.registry, registry.ALLOWED, 4096, 2),
     "tar": Target(layers.tar, layers.ALLOWED, 8192, 2),
     "tar-headers": Target(layers.tar_headers, layers.ALLOWED, 2048),
+    "trace": Target(planes.trace, planes.ALLOWED, 2048),
 }
