@@ -125,6 +125,11 @@ class Node:
             [LOADER, *arguments], env=self._environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
         )
 
+    def begin(self, *arguments: str | Path) -> subprocess.Popen[bytes]:
+        """Start an `erofs-loader` command against this daemon; ending it is up to the caller."""
+        null = subprocess.DEVNULL
+        return subprocess.Popen([LOADER, *arguments], env=self._environment, stdin=null, stdout=null, stderr=null)
+
     def run(self, *arguments: str | Path) -> str:
         """Run an `erofs-loader` command that must succeed; returns its output."""
         done = self.try_run(*arguments)

@@ -21,6 +21,7 @@ _HEAD_LIMIT = 65536
 _FIRST = 16384  # bytes asked for with the head: the body of a short answer comes along
 _SHORT = 16384  # bytes of a body that are rather read than its connection closed
 _KEPT = 64  # idle connections: as many as readers may wait at once
+_FRESH = 0.5  # seconds for which a connection is not suspected; if it was closed all the same, we ask once more
 _MOST_INTERIM = 8
 SLOWEST = 4096  # bytes a second: a body that comes more slowly over the time of a timeout counts as stalled
 _TARGET = re.compile(r"/[!-~]*\Z")
@@ -160,7 +161,7 @@ class RangePool:
     def __init__(self, origin: Origin) -> None:
         self._origin = origin
         self.timeout = origin.timeout
-        self._idle: list[socket.socket] = []
+        self._idle: list[tuple[socket.socket, float]] = []  # with the moment when each was used last
         self._lock = threading.Lock()
         self._closed = False
         self.receive_into: Callable[[socket.socket, memoryview], int] = (
@@ -204,7 +205,7 @@ class RangePool:
         """Keep a connection whose answer was read to the end."""
         with self._lock:
             if not self._closed and len(self._idle) < _KEPT:
-                self._idle.append(sock)
+                self._idle.append((sock, time.monotonic()))
                 return
         sock.close()
 
@@ -212,7 +213,7 @@ class RangePool:
         """Close the connections that are idle."""
         with self._lock:
             idle, self._idle = self._idle, []
-        for sock in idle:
+        for sock, _ in idle:
             sock.close()
 
     def close(self) -> None:
@@ -225,8 +226,8 @@ class RangePool:
             with self._lock:
                 if not self._idle:
                     return None
-                sock = self._idle.pop()
-            if _is_silent(sock):
+                sock, used = self._idle.pop()
+            if time.monotonic() - used < _FRESH or _is_silent(sock):
                 return sock
             sock.close()
 

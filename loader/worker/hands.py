@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from loader.cache.claims import WATCH, FlightTable, Run
 from loader.worker.link import Packet
@@ -17,18 +18,21 @@ log = logging.getLogger(__name__)
 
 
 class Hands:
-    """`handle` gets each packet and waits for nothing; `fetch` ends a run."""
+    """`handle` gets each packet and waits for nothing; `follow` thinks ahead, when it is in nobody's way; `fetch` ends
+    a run."""
 
     def __init__(
         self,
         flights: FlightTable,
         packets: Iterator[Packet],
         handle: Callable[[Packet], None],
+        follow: Callable[[], None],
         fetch: Callable[[Run], None],
     ) -> None:
         self._flights = flights
         self._packets = packets
         self._handle = handle
+        self._follow = follow
         self._fetch = fetch
         self._ended = threading.Event()
 
@@ -49,16 +53,31 @@ class Hands:
     def _watch(self) -> None:
         """Handle packets until one of them gives us something to fetch."""
         try:
+            self._try(self._follow)
+            if self._fetched():
+                return
             for packet in self._packets:
-                try:
-                    self._handle(packet)
-                except Exception:  # one bad packet must not end the serving of all others
-                    log.exception("a %s packet could not be handled", packet[0].name)
-                run = self._flights.take_now(least_idle=1)
-                if run is not None:
-                    self._flights.unwatch()
-                    self._fetch(run)
+                self._try(partial(self._handle, packet))
+                if self._fetched():
+                    return
+                self._try(self._follow)
+                if self._fetched():
                     return
         except Exception:
             log.exception("the keeper's socket cannot be read any more")
         self._ended.set()
+
+    def _try(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception:  # one bad packet must not end the serving of all others
+            log.exception("a packet could not be handled")
+
+    def _fetched(self) -> bool:
+        """If there is something to fetch, and somebody to watch meanwhile: fetch it."""
+        run = self._flights.take_now(least_idle=1)
+        if run is None:
+            return False
+        self._flights.unwatch()
+        self._fetch(run)
+        return True

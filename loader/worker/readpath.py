@@ -54,7 +54,7 @@ class ReadPath:
         why: Callable[[CacheFile], str] = lambda file: "",
         quiet: bool = False,
     ) -> None:
-        """`quiet`: who calls will `take_now` what there is to fetch."""
+        """`quiet`: who calls will `take_now` what there is to fetch, and `follow` when nobody waits for it."""
         self._objects = objects
         self._flights = flights
         self._readahead = readahead
@@ -64,6 +64,7 @@ class ReadPath:
         self._outages = outages
         self._why = why
         self._quiet = quiet
+        self._read = deque[tuple[CacheFile, range]]()  # what was asked for, until `follow`
         self.failures = deque[Failure](maxlen=KEPT_FAILURES)
 
     def request(self, request: Request) -> None:
@@ -89,8 +90,7 @@ class ReadPath:
         if item is not None and (file := item.file) is not None:
             frames = file.covering(request.offset, request.length)
             file.touch(frames)
-            if ahead := self._readahead.after(file, frames):
-                self._flights.want(file, ahead, Priority.AHEAD, quiet=self._quiet)
+            self._expect(file, frames)
 
     def _blob(self, request: Request, file: CacheFile) -> None:
         frames = file.covering(request.offset, request.length)
@@ -106,8 +106,24 @@ class ReadPath:
         if not self._flights.want(file, frames, Priority.DEMAND, waiter, quiet=self._quiet):
             self._counters.add("requests_ready")
         log.debug("READ %s %d+%d frames %d-%d", file, request.offset, request.length, frames.start, frames.stop - 1)
-        if ahead := self._readahead.after(file, frames):
-            self._flights.want(file, ahead, Priority.AHEAD, quiet=self._quiet)
+        self._expect(file, frames)
+
+    def _expect(self, file: CacheFile, frames: range) -> None:
+        self._read.append((file, frames))
+        if not self._quiet:
+            self.follow()
+
+    def follow(self) -> None:
+        """Have fetched what the last READs make likely."""
+        while self._read:
+            try:
+                file, frames = self._read.popleft()
+            except IndexError:  # another thread was faster
+                return
+            for other, frame in self._readahead.followers(file, frames):
+                self._flights.want(other, (frame,), Priority.AHEAD, quiet=self._quiet)
+            if ahead := self._readahead.after(file, frames):
+                self._flights.want(file, ahead, Priority.AHEAD, quiet=self._quiet)
 
     def _done(self, request: Request, file: CacheFile, started: float, error: int) -> None:
         if error:

@@ -146,7 +146,8 @@ class Service:
         threading.Thread(target=self._housekeep, name="housekeep", daemon=True).start()
         threading.Thread(target=self.patrol.run, args=(self._stopped,), name="patrol", daemon=True).start()
         threading.Thread(target=self.collector.run, args=(self._stopped,), name="quota", daemon=True).start()
-        Hands(self.flights, packets, self._packet, self.fetcher.fetch).work(self.config.connections)
+        hands = Hands(self.flights, packets, self._packet, self.readpath.follow, self.fetcher.fetch)
+        hands.work(self.config.connections)
 
     def _packet(self, packet: Packet) -> None:
         body: Any

@@ -1,0 +1,255 @@
+"""R8, R9: reading one large cold file: all of it in order, and 4 KiB here and there, without and with a prefetch.
+
+Each read is a pread(2) in this process, which is none of the daemon's. What is fetched alone, for comparison, is
+fetched by the daemon's own client over one kept connection, frame by frame the same ranges in the same order.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+from urllib.parse import urlsplit
+
+from bench.bigfile import NAME, SIZE, BigFile, publish
+from bench.link import Link
+from bench.measure import Row, Sample, ratios, timed
+from bench.node import Node, drop_caches
+from bench.quick import Quick
+from erofs_builder.frames import Frame
+from loader.registry.ranges import Origin, RangePool
+from loader.worker.readahead import NEAR
+from tests.support.registry import docker_registry
+
+RATE, RTT = 3e6, 0.02
+COLD_READS, WARM_UP = 180, 10
+PREFETCH_READS = 120
+APART = NEAR + 1
+PAUSE = 0.05  # seconds between two reads that meet a prefetch
+HUNDRED = 100
+
+
+def rows(runs: int) -> list[Row]:
+    """All of it; the slow link is read over once, for it takes minutes."""
+    with tempfile.TemporaryDirectory(prefix="erofs-bench-") as name:
+        scratch = Path(name)
+        with docker_registry(scratch / "registry") as registry:
+            big = publish(registry, scratch)
+            with Quick(registry, scratch / "registry/storage") as quick:
+                cold = _cold_reads(runs, big, quick.address, scratch)
+            return [
+                *_loopback(runs, big, registry, scratch),
+                _slow_link(big, registry, scratch),
+                *cold,
+                _with_prefetch(runs, big, registry, scratch),
+            ]
+
+
+@contextmanager
+def _mounted(scratch: Path, big: BigFile, registry: str) -> Iterator[tuple[Node, Path]]:
+    """A fresh node that has the image mounted, page cache dropped; its file."""
+    with tempfile.TemporaryDirectory(prefix="node-", dir=scratch) as name, Node(Path(name), "--insecure") as node:
+        mount = Path(name) / "mnt"
+        node.mount(big.reference(registry), mount)
+        try:
+            drop_caches()
+            yield node, mount / NAME
+        finally:
+            node.umount(mount)
+
+
+def _plain(big: BigFile, registry: str) -> str:
+    return f"curl -fsS {big.url(registry)} | zstd -dcq | sha256sum"
+
+
+def _loopback(runs: int, big: BigFile, registry: str, scratch: Path) -> list[Row]:
+    """Verified plain bytes, and hashed by their reader once more: then hash and decoding are one after the other, in one
+    thread, while the peer's are two processes."""
+    readers = {"cat": ["cat"], "sha256sum": ["sha256sum"]}
+    samples = {name: Sample() for name in ("peer", "ranges", *readers)}
+    for _ in range(runs):
+        timed(["curl", "-fsSo", "/dev/null", big.url(registry)])  # the registry's disk is warm for all
+        samples["peer"].add(timed(["sh", "-c", _plain(big, registry)]))
+        for name, command in readers.items():
+            with _mounted(scratch, big, registry) as (node, file):
+                timed(["curl", "-fsSo", "/dev/null", big.url(registry)])
+                samples[name].add(timed([*command, file]))
+                samples["ranges"].add(node.ask("stats")["counters"]["fetches"])
+    limit = _parts(big, registry)
+    return [
+        Row(
+            "R8", f"cold sequential read, {what}loopback",
+            f"{samples[name].text('s', 2)}, {samples['ranges'].median:.0f} ranges",
+            f"curl, zstd -d, sha256sum {samples['peer'].text('s', 2)}",
+            ratios(samples["peer"], samples[name]).median, 0.9, larger=True, unit="×", limit=limit,
+            samples={"ours": samples[name].values, "peer": samples["peer"].values},
+            commands=[_plain(big, "REGISTRY"), f"{name} $W/mnt/{NAME}"],
+        )
+        for name, what in (("cat", ""), ("sha256sum", "hashed by its reader too, "))
+    ]  # fmt: skip
+
+
+def _parts(big: BigFile, registry: str) -> str:
+    """What each step alone takes: nothing that does them all can be faster than the slowest."""
+    with tempfile.TemporaryDirectory(prefix="erofs-bench-") as name:
+        blob, data = Path(name) / "blob", Path(name) / "data"
+        link = timed(["curl", "-fsSo", blob, big.url(registry)])
+        decode = timed(["zstd", "-dcqf", blob], stdout=data)
+        digest = timed(["sha256sum", data])
+        verify = timed(["sha256sum", blob])
+    return f"alone: link {link:.2f} s, zstd -d {decode:.2f} s, sha256 {digest:.2f} s, of the blob {verify:.2f} s"
+
+
+def _slow_link(big: BigFile, registry: str, scratch: Path) -> Row:
+    """The bytes that crossed, at the link's rate, against what it took."""
+    with Link(registry, RATE, RTT) as link, _mounted(scratch, big, link.address) as (_, file):
+        link.reset()
+        ours = timed(["sha256sum", file])
+        down = link.counters().down
+    best = big.table.blob_size / RATE
+    return Row(
+        "R8", "cold sequential read, 3 MB/s, 20 ms", f"{ours:.1f} s, {down / 1e6:.1f} MB",
+        f"the blob's {big.table.blob_size / 1e6:.1f} MB at the link's rate {best:.1f} s", best / ours, 0.95,
+        larger=True, unit="×", samples={"ours": [ours]}, commands=[f"sha256sum $W/mnt/{NAME}"],
+    )  # fmt: skip
+
+
+def _scattered(big: BigFile, count: int, seed: int) -> list[Frame]:
+    """Frames in random order, so far from each other that no read makes the daemon guess another."""
+    whole = [frame for frame in big.table if frame.decoded_offset + frame.decoded_size <= SIZE]
+    return random.Random(seed).sample(whole[seed % APART :: APART], count)
+
+
+class _Reader:
+    """Reads 4 KiB of a file here and there."""
+
+    def __init__(self, file: Path, seed: int) -> None:
+        self._fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
+        self._place = random.Random(seed)
+
+    def read_time(self, frame: Frame) -> float:
+        """Seconds of one read in a frame."""
+        offset = frame.decoded_offset + 4096 * self._place.randrange(frame.decoded_size // 4096)
+        begin = time.perf_counter()
+        if len(os.pread(self._fd, 4096, offset)) != 4096:
+            raise RuntimeError(f"a short read at {offset}")
+        return time.perf_counter() - begin
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        os.close(self._fd)
+
+
+class _Client:
+    """The daemon's own client, with one kept connection."""
+
+    def __init__(self, big: BigFile, registry: str) -> None:
+        self._url = urlsplit(big.url(registry))
+        self._pool = RangePool(Origin(self._url.hostname or "", self._url.port or 80, None, 10, 10))
+
+    def fetch_time(self, frame: Frame) -> float:
+        """Seconds of a frame's range request, to its last byte."""
+        span = f"bytes={frame.encoded_offset}-{frame.encoded_offset + frame.encoded_size - 1}"
+        begin = time.perf_counter()
+        answer = self._pool.send(self._url.path, {"Range": span}, self._url.geturl())
+        if answer is None or answer.status != 206 or len(answer.read()) != frame.encoded_size:
+            raise RuntimeError("the registry did not answer with the range")
+        answer.close()
+        return time.perf_counter() - begin
+
+
+def percentile(values: list[float], percent: int) -> float:
+    """The value below which so many per cent of all lie."""
+    return statistics.quantiles(values, n=HUNDRED, method="inclusive")[percent - 1]
+
+
+def _cold_reads(runs: int, big: BigFile, registry: str, scratch: Path) -> list[Row]:
+    samples = {
+        name: Sample() for name in ("read p50", "read p99", "fetch p50", "fetch p99", "beyond p50", "beyond p99")
+    }
+    client = _Client(big, registry)
+    for run in range(runs):
+        frames = _scattered(big, WARM_UP + COLD_READS, run)
+        with _mounted(scratch, big, registry) as (_, file), _Reader(file, run) as reader:
+            timed(["curl", "-fsSo", "/dev/null", big.url(registry)])
+            reads, fetches = _side_by_side(reader, client, frames, run)
+        for percent in (50, 99):
+            read, fetch = (percentile(values, percent) * 1e6 for values in (reads, fetches))
+            samples[f"read p{percent}"].add(read)
+            samples[f"fetch p{percent}"].add(fetch)
+            samples[f"beyond p{percent}"].add(read - fetch)
+    return [
+        Row(
+            "R9", f"a cold 4 KiB read beyond its fetch, p{percent}, loopback",
+            samples[f"read p{percent}"].text("µs", 0), f"the fetch alone {samples[f'fetch p{percent}'].text('µs', 0)}",
+            samples[f"beyond p{percent}"].median, goal, larger=False, unit=" µs",
+            samples={name: sample.values for name, sample in samples.items() if name.endswith(f"p{percent}")},
+        )
+        for percent, goal in ((50, 250.0), (99, 1000.0))
+    ]  # fmt: skip
+
+
+def _side_by_side(reader: _Reader, client: _Client, frames: list[Frame], seed: int) -> tuple[list[float], list[float]]:
+    """Seconds of reads and of fetches, one of each a frame, in no regular order: a registry that collects garbage at
+    every second request must not always do so for the same side."""
+    coin = random.Random(seed)
+    reads: list[float] = []
+    fetches: list[float] = []
+    for number, frame in enumerate(frames):
+        sides = [(reads, reader.read_time), (fetches, client.fetch_time)]
+        coin.shuffle(sides)
+        for seconds, measure in sides:
+            took = measure(frame)
+            if number >= WARM_UP:
+                seconds.append(took)
+    return reads, fetches
+
+
+def _with_prefetch(runs: int, big: BigFile, registry: str, scratch: Path) -> Row:
+    """p99 of cold reads over the slow link while a prefetch of the whole image runs, and without."""
+    alone, beside = Sample(), Sample()
+    for run in range(runs):
+        frames = _scattered(big, PREFETCH_READS, run)
+        with Link(registry, RATE, RTT) as link:
+            with _mounted(scratch, big, link.address) as (_, file):
+                alone.add(_p99(file, frames, run))
+            with _mounted(scratch, big, link.address) as (node, file), _prefetching(node, big, link.address):
+                beside.add(_p99(file, frames, run))
+    ratio = ratios(beside, alone)
+    return Row(
+        "R9", "p99 of cold reads with a prefetch / without, 3 MB/s, 20 ms", beside.text("ms", 0),
+        f"without {alone.text('ms', 0)}", ratio.median, 1.5, larger=False, unit="×",
+        samples={"with": beside.values, "without": alone.values},
+    )  # fmt: skip
+
+
+def _p99(file: Path, frames: list[Frame], seed: int) -> float:
+    """Milliseconds."""
+    seconds = []
+    with _Reader(file, seed) as reader:
+        for frame in frames:
+            time.sleep(PAUSE)
+            seconds.append(reader.read_time(frame))
+    return percentile(seconds, 99) * 1e3
+
+
+@contextmanager
+def _prefetching(node: Node, big: BigFile, registry: str) -> Iterator[None]:
+    process = node.begin("prefetch", big.reference(registry))
+    try:
+        time.sleep(1.0)
+        yield
+        if process.poll() is not None:
+            raise RuntimeError("the prefetch was over before the reads were")
+    finally:
+        process.kill()
+        process.wait()

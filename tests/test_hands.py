@@ -1,0 +1,102 @@
+"""The worker's threads: who watches, who fetches."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from erofs_builder.payload import Form
+from loader.cache.claims import FlightTable, Priority, Run
+from loader.cache.files import CacheFile
+from loader.keeper.protocol import Kind, Request
+from loader.worker.hands import Hands
+from loader.worker.link import Packet
+from tests.support.cache_files import open_file, sample
+
+CONNECTIONS = 3
+
+
+class Rig:
+    """Hands that get numbers of frames as packets; each fetch waits until it is let go."""
+
+    def __init__(self, root: Path) -> None:
+        self.file: CacheFile = open_file(root, sample(), Form.ENCODED)
+        self.flights = FlightTable(CONNECTIONS, CONNECTIONS, (1, 1, 1))
+        self.packets: queue.Queue[int | None] = queue.Queue()
+        self.seen: queue.Queue[tuple[int, str]] = queue.Queue()
+        self.fetching: queue.Queue[tuple[int, str]] = queue.Queue()
+        self.followed = 0
+        self.let_go = threading.Semaphore(0)
+        self.hands = Hands(self.flights, self._packets(), self._handle, self._follow, self._fetch)
+        self.thread = threading.Thread(target=self.hands.work, args=(CONNECTIONS,))
+        self.thread.start()
+
+    def _packets(self) -> Iterator[Packet]:
+        while (number := self.packets.get()) is not None:
+            yield Kind.REQUEST, Request(number, 1, 0, 1), None
+
+    def _handle(self, packet: Packet) -> None:
+        request = packet[1]
+        assert isinstance(request, Request)
+        self.seen.put((request.id, threading.current_thread().name))
+        if request.id < 0:
+            raise ValueError("a bad packet")
+        self.flights.want(self.file, [request.id], Priority.DEMAND, quiet=True)
+
+    def _follow(self) -> None:
+        self.followed += 1
+
+    def _fetch(self, run: Run) -> None:
+        self.fetching.put((run.flights[0].frame, threading.current_thread().name))
+        assert self.let_go.acquire(timeout=20)
+        self.flights.land(run.flights[0])
+        self.flights.finish(run)
+
+    def close(self) -> None:
+        self.packets.put(None)
+        self.let_go.release(100)
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+        self.flights.stop()
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    made = Rig(tmp_path)
+    yield made
+    made.close()
+
+
+def test_who_reads_a_request_fetches_it_and_another_watches(rig: Rig) -> None:
+    for frame in (1, 3, 5):
+        rig.packets.put(frame)
+        number, watcher = rig.seen.get(timeout=20)
+        fetched, fetcher = rig.fetching.get(timeout=20)
+        assert (number, fetched) == (frame, frame)
+        assert watcher == fetcher
+    assert rig.followed
+
+
+def test_all_connections_busy_still_leaves_one_who_watches(rig: Rig) -> None:
+    for frame in (1, 3, 5, 7):
+        rig.packets.put(frame)
+    assert sorted(rig.seen.get(timeout=20)[0] for _ in range(4)) == [1, 3, 5, 7]
+    assert {rig.fetching.get(timeout=20)[0] for _ in range(CONNECTIONS)} == {1, 3, 5}
+    assert rig.fetching.empty()
+    rig.let_go.release()
+    assert rig.fetching.get(timeout=20)[0] == 7
+
+
+def test_a_bad_packet_ends_nothing(rig: Rig) -> None:
+    rig.packets.put(-1)
+    rig.packets.put(2)
+    assert rig.fetching.get(timeout=20)[0] == 2
+
+
+def test_what_others_want_is_fetched_too(rig: Rig) -> None:
+    rig.flights.want(rig.file, [4], Priority.AHEAD)
+    assert rig.fetching.get(timeout=20)[0] == 4
