@@ -97,7 +97,10 @@ class Victim:
 
     def workers(self) -> list[int]:
         """The worker that serves, then the one that waits."""
-        return sorted(_children(self.keeper()), key=_started)
+        children = _children(self.keeper())
+        nurseries = [pid for pid in children if _is_nursery(pid)]
+        workers = [pid for pid in children if pid not in nurseries] + [w for pid in nurseries for w in _children(pid)]
+        return sorted((pid for pid in workers if not _is_zombie(pid)), key=_started)
 
     def kill(self, kind: str, rng: random.Random) -> bool:
         """Do one of KINDS; false if the process was not there just now."""
@@ -148,7 +151,8 @@ class Victim:
 
     def processes(self) -> list[int]:
         keeper = self.keeper()
-        return [pid for pid in (self.supervisor, keeper, *_children(keeper)) if pid]
+        below = _children(keeper)
+        return [pid for pid in (self.supervisor, keeper, *below, *(w for pid in below for w in _children(pid))) if pid]
 
     def reap(self) -> None:
         """Until none of the daemon's processes is left."""
@@ -268,6 +272,13 @@ def _is_ours(pid: int) -> bool:
     except OSError:
         return False
     return not command or b"loader." in command
+
+
+def _is_nursery(pid: int) -> bool:
+    try:
+        return b"loader.worker.nursery" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def _open_files(pid: int) -> list[str]:

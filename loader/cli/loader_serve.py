@@ -24,6 +24,7 @@ from loader.probe import probe as probe_all
 log = logging.getLogger(__name__)
 
 CHOICE = "choice.json"
+NURSERY = (sys.executable, "-m", "loader.worker.nursery")
 KEEPER_MARGIN = 30.0  # the worker gives up first, and says why
 
 
@@ -41,6 +42,7 @@ def serve(config: Config) -> int:
         plane=config.plane,
         on_stop=config.on_stop,
         deadline=config.deadline + KEEPER_MARGIN,
+        nursery=NURSERY,
         worker_env={SETTINGS_VARIABLE: config.encode()},
     )
     return supervisor.run(keeper)

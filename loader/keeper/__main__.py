@@ -57,6 +57,7 @@ def orphaned(keeper: Keeper) -> None:
     keeper.drop_standby()
     if keeper.worker is not None:
         keeper.worker.finish()
+    keeper.nursery.close()
     fds = keeper.plane.handed_down() | keeper.host.handed_down() | {CONTROL: keeper.control}
     if keeper.lock is not None:
         fds[LOCK] = keeper.lock

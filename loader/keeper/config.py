@@ -31,6 +31,7 @@ class KeeperConfig:
     cachefiles_tag: str = "erofs-loader"
     cachefiles_limits: dict[str, int] = field(default_factory=dict)  # brun, bcull, … in percent
     worker: tuple[str, ...] = (sys.executable, "-m", "loader.worker")
+    nursery: tuple[str, ...] = ()  # what forks workers (loader/keeper/nursery.py); none: each is started by `worker`
     worker_env: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -48,5 +49,6 @@ class KeeperConfig:
         for name in ("root", "socket", "cachefiles_dir"):
             if fields[name] is not None:
                 fields[name] = Path(fields[name])
-        fields["worker"] = tuple(fields["worker"])
+        for name in ("worker", "nursery"):
+            fields[name] = tuple(fields[name])
         return cls(**fields)

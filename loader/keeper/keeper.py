@@ -26,6 +26,7 @@ from loader.keeper.fdstore import FdStore
 from loader.keeper.host import find_host
 from loader.keeper.leaving import Leaving
 from loader.keeper.mounting import Background, Mounter
+from loader.keeper.nursery import Nursery
 from loader.keeper.plane_cachefiles import CachefilesPlane
 from loader.keeper.plane_fanotify import FanotifyPlane
 from loader.keeper.protocol import Answer, Kind, Request, pack_json, pack_present, pack_request, unpack
@@ -67,6 +68,7 @@ class Keeper:
         self._backoff = Backoff()
         self._start_at = self._standby_at = self._tick_at = 0.0
         self._selector = selectors.DefaultSelector()
+        self.nursery = Nursery(config, self.control, self._selector)
         self._register(self.plane.fileno(), self._on_kernel)
         self._register(self.background.wake, self.background.finish)
         self._watch_signals()
@@ -207,18 +209,24 @@ class Keeper:
         now = time.monotonic()
         if self.leaving is not None:
             self.leaving.step()
-        elif self.worker is None and now >= self._start_at:
-            self._promote(self.standby or self._start_worker())
-            self.standby = None
-            self._standby_at = now + _STANDBY_DELAY
-        elif self.config.standby and self.worker and self.standby is None and now >= self._standby_at:
-            self.standby = self._start_worker()
+        else:
+            self.nursery.tend()
+            self._have_workers(now)
         for worker in (self.worker, self.standby):
             if worker is not None:
                 self._update_interest(worker)
 
+    def _have_workers(self, now: float) -> None:
+        can_start = not self.nursery.loading  # else there will be one at less cost in a moment
+        if self.worker is None and now >= self._start_at and (self.standby or can_start):
+            self._promote(self.standby or self._start_worker())
+            self.standby = None
+            self._standby_at = now + _STANDBY_DELAY
+        elif self.config.standby and self.worker and self.standby is None and now >= self._standby_at and can_start:
+            self.standby = self._start_worker()
+
     def _start_worker(self) -> Worker:
-        worker = Worker(self.config, self.control)
+        worker = Worker(self.config, self.control, self.nursery)
         self._register(worker.sock, lambda: self._on_writable_or_readable(worker))
         return worker
 
@@ -313,7 +321,8 @@ class Keeper:
             self.leave(self.config.on_stop)
         elif number == signal.SIGHUP and self.worker is not None:
             self.store.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
-            self.drop_standby()  # it has the old configuration
+            self.drop_standby()  # it has the old configuration and code, and so has the nursery
+            self.nursery.close()
             self.worker.signal(signal.SIGTERM)
         elif number == signal.SIGUSR1:
             log.warning("%d requests in flight", len(self.requests))

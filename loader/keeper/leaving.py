@@ -44,6 +44,7 @@ class Leaving:
             if time.monotonic() > self._kill_at:
                 keeper.worker.signal(signal.SIGKILL)
             return
+        keeper.nursery.close()
         if self._mode == "umount":
             keeper.fail_all()
         if keeper.background.running:

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 
 from loader.keeper.config import KeeperConfig
 from loader.keeper.fdstore import receive_with_fds, send_with_fds
-from loader.keeper.protocol import CONTROL_FD_ENV, KEEPER_FD_ENV, MAX_PACKET, ROOT_ENV, SOCKET_ENV, Kind, pack_json
+from loader.keeper.nursery import Nursery, Process, worker_environment
+from loader.keeper.protocol import KEEPER_FD_ENV, MAX_PACKET, Kind, pack_json
 
 log = logging.getLogger(__name__)
 _BUFFER = 1 << 20
@@ -28,19 +29,11 @@ _LONGEST_BACKOFF = 5.0
 class Worker:
     """A worker process and our end of its socket. Sending never blocks: what does not fit waits in a queue."""
 
-    def __init__(self, config: KeeperConfig, control_fd: int) -> None:
+    def __init__(self, config: KeeperConfig, control_fd: int, nursery: Nursery | None = None) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (ours, theirs):
             _enlarge(end)
         ours.setblocking(False)
-        environment = os.environ | config.worker_env
-        environment |= {
-            KEEPER_FD_ENV: str(theirs.fileno()),
-            CONTROL_FD_ENV: str(control_fd),
-            ROOT_ENV: str(config.root),
-            SOCKET_ENV: str(config.socket),
-        }
-        environment.pop("NOTIFY_SOCKET", None)
         self.sock = ours
         self.started = time.monotonic()
         self.last_heard = self.started
@@ -49,9 +42,8 @@ class Worker:
         self._queue: deque[tuple[bytes, list[int], int | None]] = deque()
         self._queued = 0
         with theirs:
-            self.process = subprocess.Popen(
-                config.worker, env=environment, pass_fds=(theirs.fileno(), control_fd), stdin=subprocess.DEVNULL
-            )
+            forked = nursery.fork(theirs) if nursery is not None else None
+            self.process: Process = forked or _start(config, control_fd, theirs.fileno())
 
     @property
     def backlog(self) -> bool:
@@ -127,6 +119,11 @@ class Worker:
         self._clear()
         self.signal(signal.SIGKILL)
         return self.process.wait()
+
+
+def _start(config: KeeperConfig, control_fd: int, theirs: int) -> subprocess.Popen[bytes]:
+    environment = worker_environment(config, control_fd) | {KEEPER_FD_ENV: str(theirs)}
+    return subprocess.Popen(config.worker, env=environment, pass_fds=(theirs, control_fd), stdin=subprocess.DEVNULL)
 
 
 def _enlarge(end: socket.socket) -> None:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from typing import NoReturn
 
 from loader.cache.layout import Layout
 from loader.config import SETTINGS_VARIABLE, Config, load_config
@@ -95,8 +96,13 @@ def _drain(service: Service) -> None:
         time.sleep(0.05)
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """Be a worker's process, to its end."""
     status = main()
     # Threads may still be in a request; what they fetch is not recorded, so nothing is lost by not waiting for them.
     logging.shutdown()
     os._exit(status)
+
+
+if __name__ == "__main__":
+    run()
