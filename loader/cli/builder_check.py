@@ -46,9 +46,11 @@ def _show(descriptor: Descriptor, report: Report) -> None:
         if item.files > len(item.paths):
             click.echo(f"         and {item.files - len(item.paths):,} files more")
     if not report.damage:
+        fingerprints = f", {report.fingerprints:,} fingerprints" if report.fingerprints else ""
         click.echo(
             f"ok: {descriptor.digest}: {' and '.join(report.forms)} metadata, {report.inodes:,} inodes, "
             f"{report.frames:,} frames, {human_size(report.bytes)} in {report.blobs} blobs, {report.pieces:,} pieces"
+            f"{fingerprints}"
         )
 
 
