@@ -37,6 +37,14 @@ MOUNTS = (
 )
 TASK = Path("/run/rig-task.json")
 UNITS = Path("/etc/systemd/system")
+# Of a machine with hardware, users and a network to set up; seconds each, under emulation.
+UNWANTED = (
+    "apparmor console-setup e2scrub_reap keyboard-setup kmod-static-nodes ldconfig networking systemd-binfmt "
+    "systemd-boot-system-token systemd-firstboot systemd-hwdb-update systemd-machine-id-commit systemd-modules-load "
+    "systemd-networkd systemd-pstore systemd-random-seed systemd-remount-fs systemd-sysctl systemd-sysusers "
+    "systemd-timesyncd systemd-tmpfiles-setup-dev systemd-udev-trigger systemd-udevd systemd-update-done "
+    "systemd-update-utmp"
+)
 SERVICE = """[Unit]
 Description=The scenario
 DefaultDependencies=no
@@ -159,6 +167,9 @@ def be_systemd() -> None:
     init = HERE / "init.py"
     (UNITS / "rig.service").write_text(SERVICE.format(python=sys.executable, init=init))
     (UNITS / "rig.target").write_text("[Unit]\nRequires=basic.target rig.service\nAfter=basic.target\n")
+    for name in UNWANTED.split():
+        (UNITS / f"{name}.service").unlink(missing_ok=True)
+        (UNITS / f"{name}.service").symlink_to("/dev/null")
     Path("/etc/fstab").write_text("")
     Path("/.dockerenv").unlink(missing_ok=True)  # of the host, if it is a container: systemd would believe it
     Path("/etc/machine-id").write_text("0123456789abcdef0123456789abcdef\n")

@@ -186,7 +186,8 @@ def _boot(
 ) -> machine.Boot:
     limit = 2.0 * getattr(scenario, "LIMIT", 120)  # it only ends hangs, and a host may be busy
     label = f"{cell} {task['scenario']}"
-    return machine.Boot(cell.image, folder / task["function"], scratch, task, host.handlers, limit, label)
+    last = task["function"] == scenario.BOOTS[-1]
+    return machine.Boot(cell.image, folder / task["function"], scratch, task, host.handlers, limit, label, last)
 
 
 def _note(result: Result, function: str, end: dict[str, Any]) -> None:
