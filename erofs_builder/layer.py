@@ -40,9 +40,10 @@ _AUFS = re.compile(rb"(?:^|/)\.wh\.\.wh\.(?!\.opq\Z)")
 
 @dataclass(slots=True)
 class Options:
-    """How a layer becomes a blob. Only `level` decides the blob's bytes."""
+    """How a layer becomes a blob. Only `level` and `hard` decide the blob's bytes."""
 
     level: int = DEFAULT_LEVEL  # zstd
+    hard: int = 0  # bytes of content that are compressed as small as they get before the level counts (blob.BlobWriter)
     threads: int = 2
     fingerprints: bool = False  # give every file its fingerprint
 
@@ -85,7 +86,7 @@ def build_layer(
     """
     options = options or Options()
     with (
-        BlobWriter(blob_out, level=options.level, threads=options.threads) as writer,
+        BlobWriter(blob_out, level=options.level, threads=options.threads, hard=options.hard) as writer,
         read_ahead(plain_chunks(stream)) as chunks,
     ):
         packer = Packer(writer, base)
@@ -128,7 +129,8 @@ class LayerBuilder:
         if len(self._equal) < _EQUAL_LIMIT:
             node.mtime = self._equal.setdefault(node.mtime, node.mtime)
         if entry.kind == tarstream.REGULAR:
-            self.add_file(path, node, self._packer.store(path, entry.size, reader.peek(8), reader.read, entry.segments))
+            file = self._packer.store(path, entry.size, reader.peek(8), reader.read, entry.segments, entry.digest)
+            self.add_file(path, node, file)
         else:
             self.add(path, node)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 
 from erofs_builder.blob import BlobWriter, Buffer
 from erofs_builder.frames import BLOCK, FrameTable
+from erofs_builder.hot import sha256_many
 from erofs_builder.kinds import SMALLEST_PIECE, Kind, classify
 from erofs_builder.pax import Segments
 from erofs_builder.pieces import HOLE, Base, CutFile, FileRef, Pieces
@@ -25,15 +26,20 @@ Read = Callable[[int], Buffer]
 
 
 EMPTY = CutFile((), ())
+# A file up to this size is one piece whatever its kind.
+ONE_PIECE = SMALLEST_PIECE + SMALLEST_PIECE // 2
+_SHORTEST_BIN = 16 * BLOCK
+_TOGETHER = 2  # pieces that are hashed in one call
 
 
 class _Bin:
     """A frame in the making."""
 
-    __slots__ = ("content", "number")
+    __slots__ = ("content", "kind", "number")
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, kind: Kind) -> None:
         self.number = number
+        self.kind = kind
         self.content = bytearray()
 
 
@@ -48,33 +54,46 @@ class Packer:
         self._bin_frames: dict[int, int] = {}  # a bin's number → its frame's
         self.pieces = Pieces()
 
-    def store(self, path: bytes, size: int, head: bytes, read: Read, segments: Segments | None = None) -> FileRef:
-        """Take in one file. `read(n)` gives its next n stored bytes; with `segments`, only those are stored."""
+    def store(
+        self,
+        path: bytes,
+        size: int,
+        head: bytes,
+        read: Read,
+        segments: Segments | None = None,
+        digest: bytes | None = None,
+    ) -> FileRef:
+        """Take in one file. `read(n)` gives its next n stored bytes; with `segments`, only those are stored.
+
+        `digest` is the sha256 of the whole content, where the caller has it.
+        """
         if size == 0:
             return EMPTY
         kind = classify(path, head)
-        if size <= SMALLEST_PIECE or size <= kind.piece + kind.piece // 2:
+        if size <= kind.piece + kind.piece // 2:
             data = read(size) if segments is None else _Segments(segments, read).assemble(0, size)
-            return HOLE if _is_zero(data) else self._piece(data, kind, packed=True)
+            if _is_zero(data):
+                return HOLE
+            return self._piece(data, digest or hashlib.sha256(data).digest(), kind, packed=True)
         return self._store_pieces(size, kind, read, segments)
 
     def _store_pieces(self, size: int, kind: Kind, read: Read, segments: Segments | None) -> FileRef:
         runs: list[int] = []
         lengths: list[int] = []
-        for length, data in cut(size, kind.piece, read, segments):
+        pieces = cut_sparse(size, kind.piece, read, segments) if segments is not None else cut(size, kind.piece, read)
+        for length, data, digest in pieces:
             if data is None or _is_zero(data):
                 if runs and runs[-1] < 0:
                     lengths[-1] += length
                     continue
                 runs.append(HOLE)
             else:
-                runs.append(self._piece(data, kind, packed=False))
+                runs.append(self._piece(data, digest, kind, packed=False))
             lengths.append(length)
         return CutFile(tuple(runs), tuple(lengths))
 
-    def _piece(self, data: Buffer, kind: Kind, *, packed: bool) -> int:
+    def _piece(self, data: Buffer, digest: bytes, kind: Kind, *, packed: bool) -> int:
         """The number of the piece with this content, stored now unless it is there already."""
-        digest = hashlib.sha256(data).digest()
         known = self.pieces.find(digest, at_start=not packed)
         if known is not None:
             return known
@@ -85,7 +104,7 @@ class Packer:
         if packed and size <= kind.bin // 2:
             frame, offset = self._pack(data, kind)
         else:
-            frame, offset = self._writer.add(_padded(data)), 0
+            frame, offset = self._writer.add(_padded(data), prose=kind.prose), 0
         return self.pieces.add(digest, frame, offset, size)
 
     def _pack(self, data: Buffer, kind: Kind) -> tuple[int, int]:
@@ -95,7 +114,7 @@ class Packer:
             self._close(current)
             current = None
         if current is None:
-            current = self._bins[kind] = _Bin(self._bin_count)
+            current = self._bins[kind] = _Bin(self._bin_count, kind)
             self._bin_count += 1
         offset = len(current.content)
         current.content += data
@@ -104,9 +123,11 @@ class Packer:
         return -1 - current.number, offset
 
     def _close(self, full: _Bin) -> None:
-        if len(full.content) == BLOCK:
-            full.content += _ZEROS[:BLOCK]  # incompressible, one block of content would take two (see model.Extent)
-        self._bin_frames[full.number] = self._writer.add(full.content)
+        # Zeros cost nothing, and the packed inode's index has a record for as many blocks as its shortest frame allows.
+        # (And incompressible, one block of content would take two, which no record can say: see model.Extent.)
+        if len(full.content) < _SHORTEST_BIN:
+            full.content += _ZEROS[: _SHORTEST_BIN - len(full.content)]
+        self._bin_frames[full.number] = self._writer.add(full.content, prose=full.kind.prose)
 
     def finish(self) -> FrameTable | None:
         """Write the open frames; the blob's table, or None when it holds nothing."""
@@ -117,14 +138,25 @@ class Packer:
         return self._writer.finish() if len(self._writer) else None
 
 
-def cut(size: int, piece: int, read: Read, segments: Segments | None) -> Iterator[tuple[int, Buffer | None]]:
-    """A file's pieces in order as (length, bytes); None instead of bytes for one or more pieces in a hole."""
+# A piece: length, bytes, sha256 of them. No bytes: one or more pieces in a hole.
+_Cut = tuple[int, Buffer | None, bytes]
+
+
+def cut(size: int, piece: int, read: Read) -> Iterator[_Cut]:
+    """A file's pieces in order."""
     count = max((size + piece // 2) // piece, 1)
-    if segments is None:
-        for _ in range(count - 1):
-            yield piece, read(piece)
-        yield size - (count - 1) * piece, read(size - (count - 1) * piece)
-        return
+    for first in range(0, count, _TOGETHER):
+        behind = min(first + _TOGETHER, count)
+        data = memoryview(read((size if behind == count else behind * piece) - first * piece))
+        places = [(at, piece) for at in range(0, (behind - first) * piece, piece)]
+        places[-1] = places[-1][0], len(data) - places[-1][0]
+        for (offset, length), digest in zip(places, sha256_many(data, places), strict=True):
+            yield length, data[offset : offset + length], digest
+
+
+def cut_sparse(size: int, piece: int, read: Read, segments: Segments) -> Iterator[_Cut]:
+    """The same of a file of which only `segments` are stored."""
+    count = max((size + piece // 2) // piece, 1)
     index = 0
     cursor = _Segments(segments, read)
     while index < count:
@@ -133,11 +165,12 @@ def cut(size: int, piece: int, read: Read, segments: Segments | None) -> Iterato
         empty = count - index if data_at is None else min((data_at - start) // piece, count - 1 - index)
         if empty > 0:
             end = size if index + empty == count else start + empty * piece
-            yield end - start, None
+            yield end - start, None, b""
             index += empty
             continue
         end = size if index == count - 1 else start + piece
-        yield end - start, cursor.assemble(start, end)
+        data = cursor.assemble(start, end)
+        yield end - start, data, hashlib.sha256(data).digest()
         index += 1
 
 

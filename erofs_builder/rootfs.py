@@ -37,7 +37,7 @@ def build_rootfs(
     changes while it is read, OSError what cannot be read. Sockets are kept.
     """
     options = options or Options()
-    with BlobWriter(blob_out, level=options.level, threads=options.threads) as writer:
+    with BlobWriter(blob_out, level=options.level, threads=options.threads, hard=options.hard) as writer:
         packer = Packer(writer, base)
         builder = LayerBuilder(packer, fingerprints=options.fingerprints)
         walk = _Walk(builder, packer, on_progress)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from erofs_builder import pax
 from erofs_builder.chunkreader import ChunkReader
 from erofs_builder.errors import TarError, UnsupportedError
-from erofs_builder.hot import parse_tar_header, scan_tar_headers
+from erofs_builder.hot import parse_tar_header, scan_tar_headers, sha256_many
 from erofs_builder.pax import Records, Segments
 
 BLOCK = 512
@@ -28,6 +28,8 @@ _PAX, _PAX_GLOBAL, _PAX_SOLARIS = b"xgX"
 _LONG_NAME, _LONG_LINK, _GNU_SPARSE, _GNU_DUMP = b"LKSD"
 _SOLARIS_ACL, _VOLUME = b"AV"
 _SAME_AS_REGULAR = frozenset(b"\0" + b"7")  # V7's, and "contiguous" files
+_FILE_KINDS = _SAME_AS_REGULAR | {REGULAR}
+_HASHED_MAX = 256 << 10  # larger files are hashed in pieces, by whoever cuts them
 _PLAIN_KINDS = frozenset(b"0123456")
 _FIELDS = ("mode", "uid", "gid", "size", "mtime", "devmajor", "devminor")
 
@@ -49,6 +51,7 @@ class TarEntry:
     xattrs: dict[bytes, bytes]
     segments: Segments | None
     offset: int  # of the entry's last header in the plain tar, for messages
+    digest: bytes | None = None  # sha256 of its stored bytes, where it is known already
 
 
 class Header(NamedTuple):
@@ -82,6 +85,7 @@ class TarReader:
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._input = ChunkReader(chunks)
         self._scanned: dict[int, tuple[int, ...]] = {}  # headers parsed ahead of time, by offset
+        self._digests: dict[int, tuple[int, bytes]] = {}  # length and sha256 of small files' data, by offset
         self._global: dict[bytes, bytes] = {}
         self._left = 0  # stored bytes of the current entry not read yet
         self._padding = 0
@@ -126,8 +130,7 @@ class TarReader:
             return None
         record = self._scanned.pop(offset, None)
         if record is None:
-            # One call for many headers: each call gives up Python's lock, and waits to get it back.
-            self._scanned = {offset + record[0]: record for record in scan_tar_headers(self._input.window())}
+            self._scan(offset)
             record = self._scanned.pop(offset, None)
         block = self._input.take(BLOCK)
         status, fields = (record[1], record[2:]) if record is not None else parse_tar_header(block)
@@ -140,6 +143,29 @@ class TarReader:
             return None
         what = "checksum" if status == -1 else _FIELDS[-2 - status]
         raise TarError(f"tar: bad {what} in the header at offset {offset}")
+
+    def _scan(self, offset: int) -> None:
+        """Parse the headers that are at hand, and hash the small files between them.
+
+        One call for many: each gives up Python's lock, and waits to get it back.
+        """
+        window = self._input.window()
+        records = scan_tar_headers(window)
+        self._scanned = {offset + record[0]: record for record in records}
+        places = [
+            (record[0] + BLOCK, record[5])
+            for record in records
+            if 0 < record[5] <= _HASHED_MAX
+            and record[12] in _FILE_KINDS
+            and record[0] + BLOCK + record[5] <= len(window)
+        ]
+        digests = sha256_many(window, places)
+        self._digests = {offset + at: (size, digest) for (at, size), digest in zip(places, digests, strict=True)}
+
+    def _digest(self, size: int) -> bytes | None:
+        """What is known of the `size` bytes that come next."""
+        length, digest = self._digests.get(self._input.offset, (-1, None))
+        return digest if length == size else None
 
     def _open(self, size: int) -> None:
         self._left = size
@@ -167,6 +193,7 @@ class TarReader:
             _EMPTY,
             None,
             offset,
+            self._digest(size),
         )
 
     def _extension(self, header: Header, block: memoryview, overrides: _Overrides, offset: int) -> bool:
@@ -240,6 +267,7 @@ class TarReader:
             _xattrs(records),
             segments,
             offset,
+            self._digest(size) if segments is None else None,
         )
 
     def _sparse(

@@ -35,6 +35,10 @@ MAX_BLOB_SIZE = 1 << 63  # what sizes are kept in, here and in the Go of registr
 INODES_ANNOTATION = "org.erofs-ondemand.inodes"
 # What the image's start reads, as its builder knows it (erofs_builder/frame_list.py).
 START_ANNOTATION = "org.erofs-ondemand.start"
+# What is read once a plug-in is (erofs_builder/followers.py).
+FOLLOWERS_ANNOTATION = "org.erofs-ondemand.followers"
+# Counts the artifacts that one subject got one after the other; the first has none. The highest is the newest.
+GENERATION_ANNOTATION = "org.erofs-ondemand.generation"
 
 
 @dataclass(slots=True)

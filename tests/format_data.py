@@ -127,7 +127,7 @@ class Mapper:
     def _indexed_extents(self, inode: Inode, at: int) -> list[Extent]:
         low, advise, algorithm, bits = struct.unpack("<IHBB", take(self._data, at, 8, "map header"))
         require(advise & ~0x20 == 0x2 and algorithm == 3 and bits <= 4, "map header")
-        require(bits == 0 or inode.size > 512 << 20, "map header: large clusters in a small file")
+        require(bits == 0 or inode.size > 64 << 10, "map header: large clusters in a small file")
         require(is_zero(take(self._data, at + 8, 8, "map header")), "map header: reserved bytes")
         tail = bool(advise & 0x20)
         require(tail or low == 0, "map header: first field")

@@ -61,6 +61,7 @@ def test_reading_and_writing_again_gives_the_same_bytes(odd: odd_tree.OddTree, f
 
 
 def test_large_logical_clusters_come_back(odd: odd_tree.OddTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(indexes, "SMALL_CLUSTERS_MAX", 1 << 62)
     small = write_metadata(odd.root, Form.ENCODED, blobs_of(odd))
     monkeypatch.setattr(indexes, "SMALL_CLUSTERS_MAX", 0)
     metadata = write_metadata(odd.root, Form.ENCODED, blobs_of(odd))

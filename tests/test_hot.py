@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from erofs_builder.hot import crc32c, crc32c_state, parse_tar_header, scan_tar_headers
+from erofs_builder import hot
+from erofs_builder.hot import crc32c, crc32c_state, parse_tar_header, scan_tar_headers, sha256_many
 from tests.support import twins
 from tests.support.tars import checked, header
 
@@ -56,3 +60,22 @@ def test_numbers_of_headers(at: int, field: bytes, gnu: bool) -> None:
         expected, expected_fields = twins.parse_tar_header(attempt)
         assert status == expected
         assert status or fields == expected_fields
+
+
+# Lengths at which the padding takes one block or two, and longer ones.
+LENGTHS = st.sampled_from([0, 1, 55, 56, 63, 64, 65, 119, 120, 127, 128, 4096, 5000])
+
+
+@given(st.lists(st.tuples(st.integers(0, 300), LENGTHS), max_size=9), st.booleans())
+def test_digests_of_many(places: list[tuple[int, int]], in_c: bool) -> None:
+    data = memoryview(bytes(range(251)) * 22)
+    with pytest.MonkeyPatch.context() as patch:
+        if not in_c:
+            patch.setattr(hot, "_LANES", 0)
+        found = sha256_many(data, places)
+    assert found == [hashlib.sha256(data[offset : offset + length]).digest() for offset, length in places]
+
+
+def test_digests_of_what_is_not_there() -> None:
+    with pytest.raises(ValueError, match="not in the data"):
+        sha256_many(b"abc", [(0, 1), (2, 2)])

@@ -19,7 +19,7 @@ from erofs_builder.errors import TarError, UnsupportedError
 from erofs_builder.frames import BLOCK
 from erofs_builder.layer import Layer, Options, build_layer
 from erofs_builder.model import Blob, Extent, Node
-from erofs_builder.packer import cut
+from erofs_builder.packer import cut_sparse
 from erofs_builder.pieces import base_pieces
 from erofs_builder.tree import flatten, walk
 from tests.support.nodes import build, content, decoded_blobs, see_nodes, zstd_decode
@@ -169,10 +169,11 @@ def test_cutting_sparse_files(data: st.DataObject) -> None:
         whole[offset : offset + length] = part
         stored += part
     stream = io.BytesIO(stored)
-    pieces = list(cut(size, piece, stream.read, segments))
-    assert b"".join(bytes(length) if part is None else part for length, part in pieces) == whole
-    assert all(length % piece == 0 for length, _ in pieces[:-1])
-    assert [len(part or b"") or length for length, part in pieces] == [length for length, _ in pieces]
+    pieces = list(cut_sparse(size, piece, stream.read, segments))
+    assert b"".join(bytes(length) if part is None else part for length, part, _ in pieces) == whole
+    assert all(length % piece == 0 for length, _, _ in pieces[:-1])
+    assert [len(part or b"") or length for length, part, _ in pieces] == [length for length, _, _ in pieces]
+    assert all(part is None or hashlib.sha256(part).digest() == digest for _, part, digest in pieces)
 
 
 def test_base_content_is_left_out() -> None:
@@ -288,13 +289,40 @@ def test_a_cut_off_layer_leaves_no_thread_behind() -> None:
     assert threading.active_count() == before
 
 
+def _program(size: int) -> bytes:
+    """Bytes that repeat themselves as machine code does: short sequences, some with a number in them."""
+    chance = random.Random(size)
+    sequences = [chance.randbytes(chance.randrange(2, 9)) for _ in range(400)]
+    out = bytearray(b"\x7fELF")
+    while len(out) < size:
+        out += sequences[min(chance.randrange(400), chance.randrange(400))]
+        if chance.random() < 0.2:
+            out += chance.randrange(1 << 14).to_bytes(4, "little")
+    return bytes(out[:size])
+
+
+def _text(size: int) -> bytes:
+    """Words, the first ones more often than the last ones."""
+    chance = random.Random(size)
+    words = [bytes(chance.choices(b"etaoinshrdlu", k=chance.randrange(2, 10))) for _ in range(900)]
+    out = bytearray()
+    while len(out) < size:
+        out += words[min(chance.randrange(900), chance.randrange(900))] + b" "
+    return bytes(out[:size])
+
+
 def test_golden_blob() -> None:
-    """The same layer, the same bytes, on any machine: another digest means that registries hold every blob twice."""
+    """The same layer, the same bytes, on any machine: another digest means that registries hold every blob twice.
+
+    Text, code and noise, so that it depends on every setting of the compressors.
+    """
     tar = Tar().add("d", "dir")
     for number in range(60):
-        tar.add(f"d/{number}.txt", data=b"line %d\n" % number * (number * 37))
+        tar.add(f"d/{number}.txt", data=_text(number * 370))
+        tar.add(f"d/{number}.bin", data=_program(number * 410))
         tar.add(f"d/{number}.py", data=random.Random(number).randbytes(number * 50))
-    tar.add("big.so", data=b"\x7fELF" + BIG).add("noise", data=random.Random(9).randbytes(700_000))
+    tar.add("big.so", data=_program(900_000)).add("big.md", data=_text(1_100_000))
+    tar.add("zeros.so", data=b"\x7fELF" + BIG).add("noise", data=random.Random(9).randbytes(700_000))
     layer, _ = build(bytes(tar))
     assert layer.blob is not None
-    assert str(layer.blob.digest) == "sha256:55f052160b449b42a2e2db4007cb8b5e6d0110e9bf5c58d21936bfa452d288d0"
+    assert str(layer.blob.digest) == "sha256:6c620987cbaa3ce6ecb3be536084ae21743c6ca7b6cdc7ca895a4683d531a5d0"

@@ -39,8 +39,8 @@ from erofs_builder.errors import UnsupportedError
 from erofs_builder.frames import Frame
 from erofs_builder.model import Blob, Extent, Node
 
-# Larger files get larger logical clusters, if their frames allow: most images have none and stay with the common form.
-SMALL_CLUSTERS_MAX = 512 << 20
+# Larger files, and the packed inode, get larger logical clusters, if their frames allow: a sixteenth of the index.
+SMALL_CLUSTERS_MAX = 64 << 10
 HOLE_INDEX_MAX = 256 << 20
 _SHARED = 2  # saturating count of files in a frame
 _NOT_PACKED = -1

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from erofs_builder.blob import DEFAULT_LEVEL
+from erofs_builder.blob import DEFAULT_LEVEL, HARD_LEVEL
 from erofs_builder.layer import Options
 from loader.artifact import descriptor_to_json
 from loader.cli.bars import progress_bars
@@ -16,6 +16,8 @@ from loader.cli.common import human_size, insecure_option, json_option, print_js
 from loader.convert.assemble import PAYLOAD_LEVEL
 from loader.convert.convert import Converted, ConvertedLayer, Request, Result, lean_memory
 from loader.convert.convert import convert as convert_image
+
+_UPDATE = 64 << 20  # bytes of each layer: an update is small, and fetched by many
 
 
 @click.command()
@@ -28,7 +30,9 @@ from loader.convert.convert import convert as convert_image
     "--base", metavar="REF", help="Leave out what this artifact's (or image's artifact's) blobs hold already."
 )
 @click.option(
-    "--level", type=click.IntRange(1, 19), default=DEFAULT_LEVEL, show_default=True, help="zstd level of the data."
+    "--level",
+    type=click.IntRange(1, 19),
+    help=f"zstd level of the data. Default: {DEFAULT_LEVEL}, with --base {HARD_LEVEL} for 64 MiB that the base lacks.",
 )
 @click.option(
     "--metadata-level",
@@ -59,7 +63,7 @@ def convert(
     target: str,
     platform: str | None,
     base: str | None,
-    level: int,
+    level: int | None,
     metadata_level: int,
     threads: int,
     fingerprints: bool,
@@ -75,7 +79,8 @@ def convert(
     either name mounts.
     """
     lean_memory()
-    options = Options(level=level, threads=threads, fingerprints=fingerprints)
+    hard = _UPDATE if base and level is None else 0
+    options = Options(level=level or DEFAULT_LEVEL, hard=hard, threads=threads, fingerprints=fingerprints)
     request = Request(source, target, platform, base, options, metadata_level, trace)
     result = convert_image(request, registry_config(config, insecure), progress_bars(quiet=as_json))
     if as_json:

@@ -25,7 +25,7 @@ from loader.convert.assemble import PAYLOAD_LEVEL, Assembled, assemble
 from loader.convert.base import BaseArtifact, load_base
 from loader.convert.layers import blob_path, convert_layer
 from loader.convert.progress import NoProgress, Progress
-from loader.convert.publish import Published, publish
+from loader.convert.publish import Published, as_newest, publish
 from loader.convert.source import ALL_PLATFORMS, SourceImage, SourceLayer, load_source
 from loader.convert.start import frame_reader, start_list
 from loader.errors import NotFoundError, UsageError
@@ -239,5 +239,10 @@ def _publish_index(
         for item, source in zip(converted, sources, strict=True)
     ]
     bare = Descriptor(subject.media_type, subject.digest, subject.size)
-    data = encode_index(entries, artifactType=ARTIFACT_TYPE, subject=descriptor_to_json(bare))
+
+    def encode(annotations: dict[str, str]) -> bytes:
+        extra = {"annotations": annotations} if annotations else {}
+        return encode_index(entries, artifactType=ARTIFACT_TYPE, subject=descriptor_to_json(bare), **extra)
+
+    data = as_newest(target, bare, encode)
     return patiently(lambda: target.put_manifest(INDEX_TYPE, data, tag))

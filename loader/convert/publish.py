@@ -6,16 +6,17 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from erofs_builder.digest import Digest
-from loader.artifact import EMPTY_CONFIG, MANIFEST_TYPE
+from loader.artifact import ARTIFACT_TYPE, EMPTY_CONFIG, GENERATION_ANNOTATION, MANIFEST_TYPE, Artifact
 from loader.convert.assemble import Assembled
 from loader.convert.progress import Progress, Task
 from loader.errors import LoaderError
 from loader.registry.base import Descriptor, ImageSource, ImageTarget
+from loader.registry.find import generation_of, newest_first
 from loader.registry.patience import patiently
 from loader.registry.streams import CHUNK
 
@@ -73,8 +74,29 @@ def publish(
     for digest, data in small.items():
         descriptor = Descriptor("application/octet-stream", digest, len(data))
         how[digest] = _put_bytes(descriptor, data, target)
-    manifest = artifact.encode()
+    manifest = as_newest(target, artifact.subject, lambda annotations: _manifest(artifact, annotations))
     return Published(patiently(lambda: target.put_manifest(MANIFEST_TYPE, manifest, tag)), how)
+
+
+def _manifest(artifact: Artifact, annotations: dict[str, str]) -> bytes:
+    return replace(artifact, annotations=artifact.annotations | annotations).encode()
+
+
+def as_newest(target: ImageTarget, subject: Descriptor | None, encode: Callable[[dict[str, str]], bytes]) -> bytes:
+    """The document that whoever looks for the subject's artifact finds: of a generation above what is there.
+
+    What was published last, published again, is the same document. `encode` makes it with these annotations.
+    """
+    known = newest_first(target.referrers(subject.digest, ARTIFACT_TYPE)) if subject else []
+    if not known:
+        return encode({})
+    newest = generation_of(known[0])
+    again = encode(_generation(newest))
+    return again if Digest.of(again) == known[0].digest else encode(_generation(newest + 1))
+
+
+def _generation(number: int) -> dict[str, str]:
+    return {GENERATION_ANNOTATION: str(number)} if number else {}
 
 
 def _put_data(blob: Descriptor, file: Path | None, base: ImageSource | None, target: ImageTarget, task: Task) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from erofs_builder.errors import ArtifactError
-from loader.artifact import ARTIFACT_TYPE, Artifact
+from loader.artifact import ARTIFACT_TYPE, GENERATION_ANNOTATION, Artifact
 from loader.errors import NotFoundError
 from loader.registry.base import Descriptor, ImageSource
 from loader.registry.documents import (
@@ -42,7 +44,7 @@ def find_artifact(source: ImageSource, reference: str, platform: str | None = No
 
 def _from_referrers(source: ImageSource, subject: Descriptor, platform: str) -> tuple[Descriptor, Artifact] | None:
     """The newest artifact that refers to an image or index. A list may name what is gone, or what refers elsewhere."""
-    for referrer in reversed(source.referrers(subject.digest, ARTIFACT_TYPE)):
+    for referrer in newest_first(source.referrers(subject.digest, ARTIFACT_TYPE)):
         try:
             named = subject_of(source.manifest(referrer))
             if named is None or named.digest != subject.digest:
@@ -53,6 +55,19 @@ def _from_referrers(source: ImageSource, subject: Descriptor, platform: str) -> 
         if artifact is not None:
             return artifact
     return None
+
+
+def generation_of(referrer: Descriptor) -> int:
+    """Which one of a subject's artifacts this is, from 0; a number that is none counts as 0."""
+    text = referrer.annotations.get(GENERATION_ANNOTATION, "")
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 0
+
+
+def newest_first(referrers: Iterable[Descriptor]) -> list[Descriptor]:
+    """Artifacts of one subject. A date would make each conversion's manifest another one, so generations are counted;
+    of one generation, the last listed is taken for the newest."""
+    numbered = [(generation_of(referrer), number, referrer) for number, referrer in enumerate(referrers)]
+    return [referrer for _, _, referrer in sorted(numbered, key=lambda item: item[:2], reverse=True)]
 
 
 def _as_artifact(source: ImageSource, descriptor: Descriptor, platform: str) -> tuple[Descriptor, Artifact] | None:

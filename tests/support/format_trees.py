@@ -28,6 +28,7 @@ def make_directory(root: Path) -> None:
     (root / "noise again").write_bytes((root / "noise").read_bytes())
     (root / "noise, cut").write_bytes((root / "noise").read_bytes()[:1_500_000])
     (root / "text").write_bytes(b"".join(b"line %d\n" % number for number in range(1_000_000)))
+    (root / "few zeros").write_bytes(bytes(20_000))
     (root / "zeros").write_bytes(bytes(3 * MIB))
     _write_sparse(root / "hole", 5 * MIB + 1, {})
     _write_sparse(root / "large hole", 256 * MIB + 1, {})
