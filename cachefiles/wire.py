@@ -73,6 +73,8 @@ def _parse_open(msg_id: int, object_id: int, payload: bytes) -> Open:
         raise ValueError(f"cachefiles: OPEN with {len(payload)} bytes of payload, expected at least {OPEN.size}")
     volume_size, cookie_size, fd, _ = OPEN.unpack_from(payload)
     keys = payload[OPEN.size :]
+    if fd >= 1 << 31:
+        raise ValueError(f"cachefiles: OPEN with descriptor {fd}")
     if volume_size + cookie_size != len(keys) or volume_size < 1 or keys[volume_size - 1] != 0:
         raise ValueError(f"cachefiles: OPEN with keys of {volume_size} and {cookie_size} bytes in {len(keys)}")
     return Open(msg_id, object_id, fd, keys[: volume_size - 1], keys[volume_size:])

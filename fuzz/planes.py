@@ -119,13 +119,10 @@ def plane(data: bytes) -> None:
 
 def plane_of_cachefiles(data: bytes) -> None:
     """Messages of /dev/cachefiles one after the other (each as long as it says): an OPEN is never lost."""
-    messages, at = list[Any](), 0
+    messages, at = list[bytes](), 0
     while at + 16 <= len(data):
         length = max(16, int.from_bytes(data[at + 8 : at + 12], "little"))
-        try:
-            messages.append(cachefiles_wire.parse_message(data[at : at + length]))
-        except ValueError:
-            pass
+        messages.append(data[at : at + length])
         at += length
     opened, ended = Counter[int](), Counter[int]()
     subject = CachefilesPlane.__new__(CachefilesPlane)
@@ -133,9 +130,10 @@ def plane_of_cachefiles(data: bytes) -> None:
         _store=_Store(), _state=_Saved(Path("/nonexistent"), ""), _requests=RequestTable(), counters=Counter(),
         writers={}, _by_kernel_id={}, device=3, directory=Path("/nonexistent"),
     )  # fmt: skip
-    waiting = iter([*messages, None, None])
+    waiting = iter(messages)
     api = SimpleNamespace(
-        read_message=lambda device: next(waiting, None), Open=cachefiles_wire.Open, Read=cachefiles_wire.Read,
+        read_message=lambda device: cachefiles_wire.parse_message(message) if (message := next(waiting, b"")) else None,
+        Open=cachefiles_wire.Open, Read=cachefiles_wire.Read,
         copen=lambda device, number, size: opened.update((number,)),
         read_complete=lambda fd, number: ended.update((number,)),
     )  # fmt: skip
@@ -148,8 +146,7 @@ def plane_of_cachefiles(data: bytes) -> None:
                 subject.opened(pending, 4096)
             else:
                 subject.answer(pending, 0)
-    assert opened.total() <= sum(isinstance(message, cachefiles_wire.Open) for message in messages)
-    assert opened.total() + ended.total() <= len(taken)
+    assert opened.total() + ended.total() <= len(taken) <= len(messages)
 
 
 def cookie(data: bytes) -> None:

@@ -83,7 +83,11 @@ class CachefilesPlane:
     def read(self) -> Iterator[Pending | Object]:
         """New requests, and objects that the kernel closed."""
         for _ in range(_BATCH):
-            message = cachefiles.read_message(self.device)
+            try:
+                message = cachefiles.read_message(self.device)
+            except ValueError as error:
+                log.error("%s", error)
+                continue
             if message is None:
                 return
             if isinstance(message, cachefiles.Open):
