@@ -28,7 +28,8 @@ _PATIENCE = 90.0
 # Kinds of kill and how often each comes, in per mille.
 KINDS = {
     "worker SIGKILL": 560,
-    "standby SIGKILL": 60,
+    "standby SIGKILL": 30,
+    "nursery SIGKILL": 30,
     "worker out of memory": 40,
     "worker SIGSTOP": 3,
     "upgrade (SIGHUP)": 50,
@@ -97,10 +98,14 @@ class Victim:
 
     def workers(self) -> list[int]:
         """The worker that serves, then the one that waits."""
-        children = _children(self.keeper())
-        nurseries = [pid for pid in children if _is_nursery(pid)]
-        workers = [pid for pid in children if pid not in nurseries] + [w for pid in nurseries for w in _children(pid)]
+        nurseries = self.nurseries()
+        workers = [pid for pid in _children(self.keeper()) if pid not in nurseries]
+        for parent in (*nurseries, os.getpid()):  # ours become those of a nursery that was killed
+            workers += [pid for pid in _children(parent) if _is_nursery(pid)]
         return sorted((pid for pid in workers if not _is_zombie(pid)), key=_started)
+
+    def nurseries(self) -> list[int]:
+        return [pid for pid in _children(self.keeper()) if _is_nursery(pid)]
 
     def kill(self, kind: str, rng: random.Random) -> bool:
         """Do one of KINDS; false if the process was not there just now."""
@@ -111,6 +116,8 @@ class Victim:
             return _kill(workers[0])
         if kind == "standby SIGKILL":
             return len(workers) > 1 and _kill(workers[1])
+        if kind == "nursery SIGKILL":
+            return any(_kill(pid) for pid in self.nurseries())
         if kind == "worker out of memory":
             return self._oom.starve(workers[0])
         if kind == "worker SIGSTOP":
@@ -150,9 +157,7 @@ class Victim:
         self.reap()
 
     def processes(self) -> list[int]:
-        keeper = self.keeper()
-        below = _children(keeper)
-        return [pid for pid in (self.supervisor, keeper, *below, *(w for pid in below for w in _children(pid))) if pid]
+        return [pid for pid in (self.supervisor, self.keeper(), *self.nurseries(), *self.workers()) if pid]
 
     def reap(self) -> None:
         """Until none of the daemon's processes is left."""
