@@ -22,10 +22,11 @@ FILL = 1 << 20
 class Filler:
     """Bind the device and serve it until killed."""
 
-    def __init__(self, cache: Path, objects: Path) -> None:
+    def __init__(self, cache: Path, objects: Path, limits: dict[str, int] | None = None) -> None:
         self.device = os.open("/dev/cachefiles", os.O_RDWR)
         cache.mkdir(exist_ok=True)
-        for command in (f"dir {cache}", "tag rig", "bind ondemand"):
+        percents = [f"{name} {percent}%" for name, percent in (limits or {}).items()]
+        for command in (f"dir {cache}", "tag rig", *percents, "bind ondemand"):
             os.write(self.device, command.encode())
         self.objects = objects
         self.open = {}

@@ -53,12 +53,13 @@ def mounts(guest):
         with guest.step(f"mount -t erofs none -o {options}"):
             run("mount", "-t", "erofs", "none", target, "-o", options)
         with guest.step(f"every byte, {options}"):
-            _compare(target, guest.task["digests"])
+            compare(target, guest.task["digests"])
         run("umount", target)
     os.kill(daemon, signal.SIGKILL)
 
 
-def _compare(target, digests):
+def compare(target, digests):
+    """Every file below `target` has its bytes."""
     from lib import expect
 
     for name, digest in digests.items():
