@@ -89,7 +89,7 @@ def test_a_base_index_that_points_outside_its_blob_is_refused() -> None:
     blob = Blob(layer.blob.table, from_base=True)
     pieces = list(layer.contents)
     assert base_pieces([(blob.digest, layer.contents)], {blob.digest: blob})[pieces[0].digest].length == 10
-    for frame, offset, length in ((1, 0, 1), (0, 8192, 1), (0, 4096, 4097)):
+    for frame, offset, length in ((1, 0, 1), (0, 65536, 1), (0, 4096, 61441)):
         wrong = Contents()
         wrong.append(b"d" * 32, frame, offset, length)
         with pytest.raises(ArtifactError, match="content index"):
