@@ -69,7 +69,7 @@ def _plain(big: BigFile, registry: str) -> str:
 
 
 def _loopback(runs: int, big: BigFile, registry: str, scratch: Path) -> list[Row]:
-    """Verified plain bytes, and hashed by their reader once more: then hash and decoding are one after the other, in one
+    """Verified plain bytes, and hashed by their reader once more: decoding and hash are then one after the other in one
     thread, while the peer's are two processes."""
     readers = {"cat": ["cat"], "sha256sum": ["sha256sum"]}
     samples = {name: Sample() for name in ("peer", "ranges", *readers)}

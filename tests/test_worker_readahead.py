@@ -108,8 +108,10 @@ def test_a_judge_counts_each_guess_once(file: CacheFile) -> None:
 def test_the_link_is_measured() -> None:
     link = LinkEstimate()
     for _ in range(50):
-        link.note(1000, 0.01)
-    assert link.in_flight > 0
+        link.note(30_000, 0.03, 0.02)
+        link.note(30_000, 0.5, 0.4)  # while much else was on its way
+    assert 0.02 * 1e6 <= link.in_flight < 0.1 * 4e6
+    assert link.ahead >= 2 * link.in_flight
 
 
 def test_a_package_is_fetched_once_two_of_its_frames_are_read(file: CacheFile) -> None:

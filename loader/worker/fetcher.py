@@ -97,11 +97,12 @@ class Fetcher:
         stored = 0
         try:
             with self._sources.open_range(source, first.file.blob, offset, length) as stream:
+                begun = time.monotonic()
                 for flight in run.flights:
                     frame = table[flight.frame]
                     encoded = stream.read(frame.encoded_size)
                     if flight is last:
-                        self._account(length, time.monotonic() - started)
+                        self._account(length, time.monotonic() - started, begun - started)
                     stored += 1
                     self._store(flight, frame, encoded, run.priority, source)
         except NotFoundError as error:
@@ -109,12 +110,12 @@ class Fetcher:
         except (LoaderError, OSError, IntegrityError) as error:
             self._failed(run.flights[stored:], source, offset, length, error)
 
-    def _account(self, length: int, seconds: float) -> None:
-        """A whole range has come."""
+    def _account(self, length: int, seconds: float, first: float) -> None:
+        """A whole range has come, its beginning after `first` seconds."""
         self._counters.add("fetches")
         self._counters.add("fetched_bytes", length)
         self._counters.add_seconds("fetch_seconds", seconds)
-        self._link.note(length, seconds)
+        self._link.note(length, seconds, first)
 
     def _store(self, flight: Flight, frame: Frame, encoded: bytes, priority: Priority, source: str) -> None:
         try:

@@ -18,14 +18,14 @@ class LinkEstimate:
         self._since = 0.0
         self._bytes = 0
 
-    def note(self, length: int, seconds: float) -> None:
-        """A range of `length` bytes took `seconds`, request to last byte."""
+    def note(self, length: int, seconds: float, first: float) -> None:
+        """A range of `length` bytes took `seconds`, request to last byte; its answer began after `first` seconds."""
         now = time.monotonic()
         with self._lock:
-            if seconds < self._round_trip:
-                self._round_trip = max(seconds, 1e-4)
+            if first < self._round_trip:
+                self._round_trip = max(first, 1e-4)
             else:  # forget slowly: the link may have changed
-                self._round_trip += (seconds - self._round_trip) * 0.02
+                self._round_trip += (first - self._round_trip) * 0.02
             # What a range took, its round trip included, is never faster than the link.
             self._bandwidth = max(self._bandwidth, length / max(seconds, 1e-4))
             self._bytes += length
