@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,18 +11,26 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from erofs_builder.payload import Form
+from erofs_builder.digest import Digest
+from erofs_builder.payload import Form, device_tag
 from loader.cache.claims import FlightTable, Priority, Waiter
+from loader.cache.layout import Layout
+from loader.cache.state import ImageRecord, State
 from loader.cache.writer import BufferedWriter
 from loader.keeper import readers
 from loader.keeper.fdstore import FdStore
+from loader.keeper.plane_cachefiles import CachefilesPlane
 from loader.keeper.plane_fanotify import FanotifyPlane
 from loader.keeper.readers import Readers
 from loader.keeper.requests import Pending, RequestTable
-from loader.keeper.state import State
+from loader.keeper.state import State as KeeperState
+from loader.worker.eviction import Culler
+from loader.worker.link import CallError
+from loader.worker.objects import object_name
 from tests.support.cache_files import open_file, sample
 from tests.support.daemon import Daemon, convert, drop_caches, make_files, read_all, result, start_reader
 from tests.support.registry import docker_registry
@@ -108,7 +117,7 @@ def test_what_may_be_read_is_not_idle(tmp_path: Path) -> None:
     (tmp_path / "blobs").mkdir()
     path = tmp_path / "blobs" / "data"
     path.write_bytes(bytes(range(256)) * 256)
-    plane = FanotifyPlane(FdStore(None), State.load(tmp_path), RequestTable(), {})
+    plane = FanotifyPlane(FdStore(None), KeeperState.load(tmp_path), RequestTable(), {})
     item = plane.create("name", str(path), "encoded", 65536)
     ranges = [(0, 4096), (4096, 8192), (8192, 65536)]
     with subprocess.Popen([sys.executable, "-c", READ, str(path)], stdin=subprocess.PIPE, bufsize=0) as reader:
@@ -190,6 +199,58 @@ def test_a_hole_gives_the_space_back(tmp_path: Path) -> None:
         assert os.lseek(fd, offset, os.SEEK_DATA) == offset + size
         assert before - os.fstat(fd).st_blocks == size // 512
         assert os.fstat(fd).st_size == file.size
+
+
+class _Keeper:
+    """Culls what is not busy."""
+
+    def __init__(self, directory: Path, *busy: str) -> None:
+        self.directory, self.busy = directory, busy
+        self.culled: list[str] = []
+
+    def call(self, call: str, timeout: float, /, **arguments: Any) -> None:
+        assert call == "cull"
+        if arguments["name"] in self.busy:
+            raise CallError("in use", errno.EBUSY)
+        (self.directory / arguments["directory"] / arguments["name"]).unlink()
+        self.culled.append(arguments["name"])
+
+
+def test_the_kernels_files_are_culled_by_age_but_what_is_pinned_or_in_use(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    layout.prepare()
+    state = State(layout.database)
+    blobs = [Digest.of(bytes((number,))) for number in range(5)]
+    image = ImageRecord(Digest.of(b"image"), "a", "a", 0, tuple((blob, 0) for blob in blobs[:4]))
+    state.add_image(image, Form.ENCODED, Digest.of(b"payload"))
+    for blob in (blobs[2], blobs[1], blobs[0], blobs[3]):
+        state.touch_blobs([(blob, Form.ENCODED)])
+        time.sleep(0.01)
+    place = tmp_path / "cachefiles/cache/Ierofs,domain"
+    for number, blob in enumerate(blobs):
+        path = place / f"@{number:02x}" / f"D{device_tag(Form.ENCODED, blob)}"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(bytes(8192))
+        layout.object(object_name("erofs,domain", path.name[1:])).mkdir()
+    keeper = _Keeper(tmp_path / "cachefiles", f"D{blobs[2].hex}")
+    culler = Culler(layout, state, keeper)  # type: ignore[arg-type]
+    assert sum(file.allocated for file in culler.files()) == 5 * 8192
+    assert culler.cull(3 * 8192, {blobs[0]}) == 3 * 8192
+    assert keeper.culled == [f"D{blobs[number].hex}" for number in (4, 1, 3)]  # no image needs 4, 2 is in use
+    assert {path.name for path in (tmp_path / "objects").iterdir()} == {
+        object_name("erofs,domain", blobs[number].hex) for number in (0, 2)
+    }
+    state.close()
+
+
+@pytest.mark.parametrize(
+    ("directory", "name"), [("/etc", "a"), ("cache/../..", "a"), ("cache", "a/b"), ("cache", "..")]
+)
+def test_nothing_else_is_culled(directory: str, name: str) -> None:
+    plane = CachefilesPlane.__new__(CachefilesPlane)
+    plane.directory = Path("/nonexistent")
+    with pytest.raises(PermissionError):
+        plane.cull(directory, name)
 
 
 # All of it

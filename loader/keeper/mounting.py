@@ -91,6 +91,8 @@ class Mounter:
         self._state.mounts[record.target] = record
         for number in record.objects:
             self._state.objects[number].mounted = True
+            if "directio" in options:  # a thread does not wait for such reads
+                self._state.objects[number].readers_unknown = True
         try:
             self._state.save_now()
         except OSError:

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import PurePath
 
 import cachefiles
 from loader.keeper.config import KeeperConfig
@@ -175,6 +176,10 @@ class CachefilesPlane:
         self._restore()
 
     def cull(self, directory: str, name: str) -> None:
+        """EPERM for what is not below the cache: the kernel would bury any file of its file system."""
+        parts = PurePath(directory).parts
+        if PurePath(directory).is_absolute() or ".." in parts or PurePath(name).name != name or name == "..":
+            raise OSError(errno.EPERM, "not in the cache", f"{directory}/{name}")
         cachefiles.cull(self.device, self.directory / directory, name)
 
     def _failed(self, what: str, pending: Pending, error: Exception) -> None:

@@ -281,6 +281,7 @@ class FanotifyPlane:
 
     def refuse_orphans(self) -> None:
         """In the place of a keeper that was killed, and nothing to serve with: deny whatever it had read."""
+        self._readers = Readers(self._readers.fd)  # as that keeper left them
         for pending in self._requests.take_all():
             os.close(pending.token)
         for entry in list(self._journal.entries()):

@@ -16,7 +16,7 @@ from loader.cache.layout import Layout
 from loader.cache.state import State
 from loader.cache.usage import BlobUsage, choose_victims, evict, measure
 from loader.worker.counters import Counters
-from loader.worker.eviction import FrameEvictor, Victim
+from loader.worker.eviction import Culler, FrameEvictor, Victim
 from loader.worker.mounting import Mounting
 from loader.worker.objects import Objects
 
@@ -29,6 +29,7 @@ QUOTA_SLACK = 8  # of a quota at most its 8th part
 MAY_COMPLETE = 0.75
 CHECK_AFTER = 32  # the quota is looked at when its 32nd part was written
 SAY_AGAIN = 60.0
+LOOK = 15.0  # seconds: what the kernel keeps gets its name, and counts, when it is unmounted
 CHECK_AGAIN = 2.0  # seconds after which one that could not be kept is looked at again
 
 
@@ -45,19 +46,21 @@ class Collector:
 
     def __init__(
         self, layout: Layout, state: State, objects: Objects, mounting: Mounting, frames: FrameEvictor,
-        counters: Counters, quota: int | None,
+        culler: Culler | None, counters: Counters, quota: int | None,
     ) -> None:  # fmt: skip
+        """`culler`: where the kernel has cache files of its own."""
         self._layout = layout
         self._state = state
         self._objects = objects
         self._mounting = mounting
         self._frames = frames
+        self._culler = culler
         self._counters = counters
         self._quota = quota
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._check_at = 0.0  # bytes written
-        self._check_again = float("inf")  # time.monotonic()
+        self._check_again = 0.0  # time.monotonic()
         self._said = float("-inf")
 
     def usage(self) -> list[BlobUsage]:
@@ -87,6 +90,10 @@ class Collector:
 
     def _free(self, needed: int) -> int:
         freed = self.collect(needed=needed).freed
+        if self._culler is not None and freed < needed:
+            culled = self._culler.cull(needed - freed, {usage.blob for usage in self.usage() if usage.pinned})
+            self._counters.add("evicted_bytes", culled)
+            freed += culled
         if freed < needed:
             with self._lock, self._mounting.exclusive():
                 freed += self._free_oldest(needed - freed)
@@ -145,7 +152,7 @@ class Collector:
         if self._quota is None:
             return
         written = self._counters.get("written_bytes")
-        total = sum(usage.allocated for usage in self.usage())
+        total = self._allocated()
         if total > self._quota:
             over = total - self._quota
             total -= self._free(over + min(SLACK, self._quota // QUOTA_SLACK))
@@ -153,7 +160,7 @@ class Collector:
                 self._said = time.monotonic()
                 log.warning("the cache is %d bytes over its quota: the rest is pinned or in use", total - self._quota)
         self._check_at = written + max(self._quota - total, self._quota // CHECK_AFTER)
-        self._check_again = time.monotonic() + CHECK_AGAIN if total > self._quota else float("inf")
+        self._check_again = time.monotonic() + (CHECK_AGAIN if total > self._quota else LOOK)
 
     @contextmanager
     def completing(self, file: CacheFile) -> Iterator[bool]:
@@ -163,7 +170,12 @@ class Collector:
 
     def may_complete(self) -> bool:
         """Whether a file that is complete may lose its mark."""
-        return self._quota is None or sum(usage.allocated for usage in self.usage()) <= self._quota * MAY_COMPLETE
+        return self._quota is None or self._allocated() <= self._quota * MAY_COMPLETE
+
+    def _allocated(self) -> int:
+        """Bytes of the cache on disk."""
+        kernels = sum(file.allocated for file in self._culler.files()) if self._culler is not None else 0
+        return kernels + sum(usage.allocated for usage in self.usage())
 
 
 def _older(blob: BlobUsage, frame: Victim) -> bool:

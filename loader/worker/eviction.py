@@ -13,21 +13,53 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from erofs_builder.digest import Digest
 from loader.cache.claims import FlightTable
 from loader.cache.files import CacheFile
+from loader.cache.kernel_files import KernelFile, by_age, kernel_files
+from loader.cache.layout import Layout
+from loader.cache.state import State
 from loader.cache.writer import ALIGNMENT, BufferedWriter
 from loader.errors import LoaderError
 from loader.keeper.protocol import MOST_RANGES
-from loader.worker.link import Link
-from loader.worker.objects import Objects
+from loader.worker.link import CallError, Link
+from loader.worker.objects import Objects, object_name, tags
 
 log = logging.getLogger(__name__)
 
 PATIENCE = 10.0  # seconds for a word of the keeper
+
+
+class Culler:
+    """Evicts whole files of cachefiles that nothing has mounted; the kernel knows which."""
+
+    def __init__(self, layout: Layout, state: State, link: Link) -> None:
+        self._layout, self._state, self._link = layout, state, link
+
+    def files(self) -> list[KernelFile]:
+        blobs = {blob for image in self._state.images() for blob, _ in image.blobs}
+        return kernel_files(self._layout.root / "cachefiles", tags(blobs))
+
+    def cull(self, needed: int, pinned: set[Digest]) -> int:
+        """Cull, by age, until `needed` bytes are free or nothing is left that may go. Bytes that were freed."""
+        freed = 0
+        for file in by_age(self.files(), self._state.last_used(), pinned):
+            if freed >= needed:
+                break
+            try:
+                self._link.call("cull", PATIENCE, directory=str(file.directory), name=file.name)
+            except CallError as error:
+                if error.errno not in (errno.EBUSY, errno.ESTALE, errno.ENOENT):
+                    log.warning("cannot cull %s: %s", file.name, error)
+                continue
+            shutil.rmtree(self._layout.object(object_name(file.volume, file.cookie)), ignore_errors=True)
+            log.info("culled %s, %d bytes", file.name, file.allocated)
+            freed += file.allocated
+        return freed
 
 
 class Victim(NamedTuple):

@@ -150,7 +150,7 @@ class Objects:
             return None
         form, blob = found
         table = load_table(self._layout, form, blob)
-        directory = self._layout.object(hashlib.sha256(f"{volume}\0{cookie}".encode()).hexdigest())
+        directory = self._layout.object(object_name(volume, cookie))
         return CacheFile(
             f"{volume}/{cookie}", form, table, ReadyMap(directory, len(table), self._layout.tmp), trusted=False
         )
@@ -215,6 +215,11 @@ def _open_presence(fd: int | None) -> Presence | None:
 def blob_key(form: Form, blob: Digest) -> str:
     """The name of a blob's cache file with the keeper, and of its directory."""
     return f"{form.value}/{blob.hex}"
+
+
+def object_name(volume: str, cookie: str) -> str:
+    """The name of the directory in which the bitmaps of a cachefiles object lie."""
+    return hashlib.sha256(f"{volume}\0{cookie}".encode()).hexdigest()
 
 
 def tags(blobs: set[Digest]) -> dict[str, tuple[Form, Digest]]:

@@ -27,7 +27,7 @@ from loader.worker.collector import Collector
 from loader.worker.complaints import Complaints
 from loader.worker.confinement import Confinement
 from loader.worker.counters import Counters
-from loader.worker.eviction import FrameEvictor
+from loader.worker.eviction import Culler, FrameEvictor
 from loader.worker.fetcher import Fetcher
 from loader.worker.hands import Hands
 from loader.worker.hints import hints_of
@@ -87,7 +87,7 @@ class Service:
         )  # fmt: skip
         self.collector = Collector(
             self.layout, self.state, self.objects, self.mounting, FrameEvictor(self.objects, self.flights, link),
-            self.counters, config.quota,
+            Culler(self.layout, self.state, link) if plane == "cachefiles" else None, self.counters, config.quota,
         )  # fmt: skip
         self.outages = Outages(config.deadline)
         self.fetcher = Fetcher(
