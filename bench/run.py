@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench import building, complete, disk, many, reading, starting, updating
+from bench import building, complete, disk, growth, many, reading, starting, updating
 from bench.limits import limits
 from bench.measure import HEADER, Row, failed
 from bench.picture import draw
@@ -32,6 +32,7 @@ GROUPS: dict[tuple[str, ...], Callable[[int], list[Row]]] = {
     ("R1", "R2", "R3"): starting.rows,
     ("R5", "R6"): building.rows,
     ("R7",): updating.rows,
+    ("growth",): growth.rows,
     ("R8", "R9"): reading.rows,
     ("R10",): complete.rows,
     ("R11",): many.rows,

@@ -1,4 +1,7 @@
-"""R7: what a security update adds to the registry when the artifact of the image before it is the base."""
+"""R7: what a security update adds to the registry when the artifact of the image before it is the base.
+
+And what a node that has the image before would have to fetch if it were given deltas (bench/deltas.py).
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,13 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from bench import deltas
 from bench.measure import Row
 from bench.node import BUILDER
+from erofs_builder.layer import Options
 from tests.images import catalog
+
+_DELTA_LEVEL = 3  # 9 makes deltas 5 % smaller
 
 
 def rows(_: int) -> list[Row]:
@@ -21,10 +28,17 @@ def rows(_: int) -> list[Row]:
         _convert(f"oci:{old}:latest", f"oci:{scratch}/artifact:old")
         added = _convert(f"oci:{new}:latest", f"oci:{scratch}/artifact:new", "--base", f"oci:{scratch}/artifact:old")
         changed, compressed = _changed(_unpacked(old, scratch / "old"), _unpacked(new, scratch / "new"), scratch)
+    found = deltas.measure(old, new, _DELTA_LEVEL, Options())
+    if found.rebuilt != found.frames:
+        raise RuntimeError(f"only {found.rebuilt} of {found.frames} frames could be rebuilt from their deltas")
     return [
         Row("R7", f"new blob bytes of an update ({changed} changed files) / zstd -3 of those files",
             f"{added / 1e6:.1f} MB", f"zstd -3 {compressed / 1e6:.1f} MB", added / compressed, 0.95, larger=False,
             unit="×", samples={"added": [added], "zstd": [compressed], "files": [changed]}),
+        Row("R7", f"the same as deltas to what a node has, {found.frames} frames rebuilt (not in the daemon)",
+            f"{found.deltas / 1e6:.1f} MB, {found.rebuild / found.frames * 1e3:.1f} ms a frame",
+            f"zstd -3 {compressed / 1e6:.1f} MB", found.deltas / compressed, 0.75, larger=False,
+            unit="×", samples={"deltas": [found.deltas], "frames": [found.plain], "seconds": [found.rebuild]}),
     ]  # fmt: skip
 
 
