@@ -24,7 +24,7 @@ from bench.storm.images import LARGE, SMALL, TOOL
 from bench.storm.victim import KINDS, Victim
 from mounts import mountinfo
 
-STUCK = 75.0  # seconds that an operation may take once nothing is killed any more: more than the daemon's deadline
+STUCK = 240.0  # seconds in which operations must end once nothing is killed any more: more than the daemon's deadline
 _ROUND = 40  # kills between two times at rest: by then most of the images is cached
 _SETTLE = 20.0  # seconds in which descriptors of what was unmounted must be closed
 _DROP = 5.0  # seconds between two times that what is cached is asked for again

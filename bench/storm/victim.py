@@ -57,6 +57,7 @@ class Victim:
         directory.mkdir(parents=True)
         self.root, self._socket, self.log = directory / "root", directory / "s.sock", directory / "serve.log"
         self.supervisor = 0
+        self._dying = 0  # the keeper that was killed last: it may take a while to go
         self._oom = _MemoryGroup(f"storm-{os.getpid()}-{directory.name}")
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
@@ -125,8 +126,10 @@ class Victim:
         if kind == "upgrade (SIGHUP)":
             return _kill(self.supervisor, signal.SIGHUP)
         if kind == "keeper SIGKILL":
+            self._dying = keeper
             return _kill(keeper)
         if kind == "keeper and worker SIGKILL":
+            self._dying = keeper
             pair = [keeper, *workers]
             rng.shuffle(pair)
             killed = [_kill(pid) for pid in pair]  # all of them, whoever is gone already
@@ -134,8 +137,8 @@ class Victim:
         return self._kill_supervisor(keeper)
 
     def _kill_supervisor(self, keeper: int) -> bool:
-        """The keeper must outlive it, and takes its place."""
-        if not _kill(self.supervisor):
+        """The keeper must outlive it, and takes its place. Both dead would be everything that holds the mounts."""
+        if keeper == self._dying or not _kill(self.supervisor):
             return False
         os.waitpid(self.supervisor, 0)
         self.supervisor = keeper
