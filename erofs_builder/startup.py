@@ -19,7 +19,7 @@ Place = tuple[Blob, int]  # a frame
 ReadFrame = Callable[[Blob, int], bytes]  # its decoded bytes; may raise OSError or KeyError where it is not at hand
 
 DEFAULT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_LIBRARY_DIRECTORIES = (b"/lib", b"/usr/lib", b"/lib64", b"/usr/lib64", b"/usr/local/lib")
+LIBRARY_DIRECTORIES = (b"/lib", b"/usr/lib", b"/lib64", b"/usr/lib64", b"/usr/local/lib")
 _CACHE, _CONFIGURATION = b"/etc/ld.so.cache", b"/etc/ld.so.conf"
 MAX_FILES = 512
 MAX_SCRIPTS = 4  # interpreters that are scripts themselves
@@ -44,11 +44,13 @@ class Command:
 
 def start_frames(root: Node, command: Command, read_frame: ReadFrame) -> list[Place]:
     """The frames that a start reads, each once; empty if the command leads nowhere."""
-    return _Start(root, command, read_frame).frames()
+    return Start(root, command, read_frame).frames()
 
 
 @dataclass(slots=True)
-class _Start:
+class Start:
+    """Walks from an image's command to its programs and libraries."""
+
     root: Node
     command: Command
     read_frame: ReadFrame
@@ -56,6 +58,7 @@ class _Start:
     rest: dict[Place, None] = field(default_factory=dict)
     cache: dict[Place, bytes] = field(default_factory=dict)
     seen: set[int] = field(default_factory=set)
+    directories: list[bytes] | None = None  # that ldconfig searches
 
     def frames(self) -> list[Place]:
         if self.command.arguments:
@@ -70,9 +73,9 @@ class _Start:
         if found is None or id(found[1]) in self.seen:
             return
         path, node = found
-        head = self._read(node, 0, 256)
+        head = self.read(node, 0, 256)
         if head.startswith(b"#!") and scripts:
-            self._add(self.first, _frames(node))
+            self._add(self.first, frames_of(node))
             words = head[2:].partition(b"\n")[0].split()
             for word in words[: 2 if words and words[0].endswith(b"/env") else 1]:
                 self._program(word, scripts - 1)
@@ -101,31 +104,35 @@ class _Start:
             if id(node) in self.seen:
                 continue
             self.seen.add(id(node))
-            program = read_program(lambda offset, length, node=node: self._read(node, offset, length))  # type: ignore[misc]
+            program = read_program(lambda offset, length, node=node: self.read(node, offset, length))  # type: ignore[misc]
             if program is None:
                 continue
             for offset, length in program.touched:
-                self._add(self.first, _frames(node, offset, length))
-            if sum(blob.table[frame].encoded_size for blob, frame in _frames(node) if blob.table) <= whole:
-                self._add(self.rest, _frames(node))
+                self._add(self.first, frames_of(node, offset, length))
+            if sum(blob.table[frame].encoded_size for blob, frame in frames_of(node) if blob.table) <= whole:
+                self._add(self.rest, frames_of(node))
             if program.interpreter and (loader := self._file(program.interpreter)):
                 pending.append((*loader, _WHOLE_LIBRARY))
                 if cache := self._file(_CACHE):
-                    self._add(self.first, _frames(cache[1]))
-            inherited += self._search(path, program)
+                    self._add(self.first, frames_of(cache[1]))
+            inherited += self.search(path, program)
             for name in program.needed:
-                if library := self._library(name, inherited):
+                if library := self.library(name, inherited):
                     pending.append((*library, _WHOLE_LIBRARY))
 
-    def _search(self, path: bytes, program: Program) -> list[bytes]:
+    def search(self, path: bytes, program: Program) -> list[bytes]:
+        """A program's RPATH and RUNPATH."""
         origin = b"/" + path.rpartition(b"/")[0]
         return [each.replace(b"$ORIGIN", origin).replace(b"${ORIGIN}", origin) for each in program.search]
 
-    def _library(self, name: bytes, inherited: Sequence[bytes]) -> tuple[bytes, Node] | None:
+    def library(self, name: bytes, inherited: Sequence[bytes]) -> tuple[bytes, Node] | None:
+        """The file that the loader takes for a DT_NEEDED name, and its path; `inherited`: RPATH and RUNPATH."""
         if b"/" in name:
             return self._file(name)
         given = [each for each in self.command.variable("LD_LIBRARY_PATH").split(b":") if each]
-        return self._first_file([*inherited, *given, *self._configured(), *_LIBRARY_DIRECTORIES], name)
+        if self.directories is None:
+            self.directories = self._configured()
+        return self._first_file([*inherited, *given, *self.directories, *LIBRARY_DIRECTORIES], name)
 
     def _configured(self) -> list[bytes]:
         """The directories that ldconfig searches."""
@@ -135,11 +142,12 @@ class _Start:
             texts += [_CONFIGURATION + b".d/" + name for name in sorted(directory[1].children or {})]
         for path in texts:
             if (file := self._file(path)) and file[1].size < 65536:
-                lines = self._read(file[1], 0, file[1].size).split(b"\n")
+                lines = self.read(file[1], 0, file[1].size).split(b"\n")
                 found += [line.strip() for line in lines if line.strip().startswith(b"/")]
         return found
 
-    def _read(self, node: Node, offset: int, length: int) -> bytes:
+    def read(self, node: Node, offset: int, length: int) -> bytes:
+        """At most `length` bytes of a file at `offset`."""
         parts, at, end = [], 0, min(offset + length, node.size)
         for extent in node.extents:
             low, high = max(offset, at), min(end, at + extent.length)
@@ -165,7 +173,7 @@ class _Start:
         chosen.update(dict.fromkeys(places))
 
 
-def _frames(node: Node, offset: int = 0, length: int | None = None) -> list[Place]:
+def frames_of(node: Node, offset: int = 0, length: int | None = None) -> list[Place]:
     """The frames that hold a range of a file."""
     end = node.size if length is None else offset + length
     places, at = [], 0

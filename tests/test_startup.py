@@ -12,6 +12,7 @@ import zstandard
 
 from erofs_builder.elf import read_program
 from erofs_builder.errors import ArtifactError
+from erofs_builder.followers import decode_followers, encode_followers, find_followers
 from erofs_builder.frame_list import MAX_FRAMES, MAX_TEXT, decode_frames, encode_frames
 from erofs_builder.layer import build_layer
 from erofs_builder.model import Blob, Node
@@ -133,3 +134,58 @@ def test_frame_lists() -> None:
 def test_malformed_frame_lists(text: str) -> None:
     with pytest.raises(ArtifactError):
         decode_frames(text)
+
+
+def _library(directory: Path, name: str, *needed: str) -> bytes:
+    """A shared object of several frames, as the linker makes it, that needs others of its directory."""
+    (directory / "data").write_bytes(os.urandom(600_000))
+    source = f'.section .rodata\n.incbin "{directory}/data"\n.data\n.quad 1\n'
+    options = [f"-l:{each}" for each in needed]
+    command = ["gcc", "-shared", "-nostdlib", "-x", "assembler", "-", "-x", "none", "-o", str(directory / name)]
+    link = ["-Wl,--no-as-needed", f"-L{directory}", *options, "-Wl,-rpath,$ORIGIN/../lib"]
+    subprocess.run([*command, *link], input=source.encode(), check=True)
+    return (directory / name).read_bytes()
+
+
+def test_a_plug_in_is_followed_by_its_libraries(tmp_path: Path) -> None:
+    deep = _library(tmp_path, "libdeep.so")
+    near = _library(tmp_path, "libnear.so", "libdeep.so")
+    others = {
+        "app/lib/libdeep.so": deep,
+        "app/lib/libnear.so": near,
+        "app/lib/libother.so": _library(tmp_path, "libother.so"),
+        "app/plug/in.so": _library(tmp_path, "in.so", "libnear.so"),
+        "app/plug/cut.so": near[:5000] + os.urandom(300_000),
+        "app/plug/text.so": b"no program\n",
+    }
+    tree = Tree(tmp_path, ["/usr/bin/env"], others)
+    numbers = {blob: number for number, blob in enumerate(tree.blobs)}
+    found = find_followers(tree.root, Command(), tree.read_frame, numbers, [])
+
+    def head(path: str) -> tuple[int, int]:
+        ((blob, frame),) = tree.heads(path)
+        return numbers[blob], frame
+
+    assert {head("/app/lib/libnear.so"), head("/app/lib/libdeep.so")} <= set(found[head("/app/plug/in.so")])
+    assert head("/app/lib/libother.so") not in found[head("/app/plug/in.so")]
+    assert head("/app/plug/in.so") not in found[head("/app/plug/in.so")]
+    assert decode_followers(encode_followers(found)) == found
+    listed = find_followers(tree.root, Command(), tree.read_frame, numbers, [head("/app/lib/libnear.so")])
+    assert head("/app/lib/libnear.so") not in listed[head("/app/plug/in.so")]
+
+
+def test_followers_as_text() -> None:
+    followers = {(0, 5): [(1, 6), (1, 7), (0, 2)], (1, 0): [(0, 0)]}
+    assert encode_followers(followers) == "0:5>1:6-7,0:2 1:0>0:0"
+    assert decode_followers("") == {}
+    many = {(0, number): [(0, number + 1)] for number in range(20_000)}
+    assert len(encode_followers(many)) <= MAX_TEXT
+    assert decode_followers(encode_followers(many)).items() <= many.items()
+
+
+@pytest.mark.parametrize(
+    "text", ["0:1", ">0:1", "0:1-2>0:3", "0:1 0:2>0:3", "0:1>x", "0:1>0:0-65535 0:2>0:0-9", "0:1>0:2 " * 9000]
+)
+def test_malformed_followers(text: str) -> None:
+    with pytest.raises(ArtifactError):
+        decode_followers(text)

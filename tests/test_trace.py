@@ -17,7 +17,7 @@ from loader.trace import CREATED_ANNOTATION, TRACE_ANNOTATION, TRACE_TYPE, encod
 from loader.worker.hints import Hints
 from loader.worker.link_estimate import LinkEstimate
 from loader.worker.readahead import ReadAhead
-from loader.worker.starts import START, TRACE, Starts
+from loader.worker.starts import FOLLOWERS, START, TRACE, Starts
 from tests.support.cache_files import open_file, sample
 from tests.support.oci import new_layout
 
@@ -107,3 +107,22 @@ def test_nothing_is_guessed_from_what_is_listed(tmp_path: Path) -> None:
     ahead.expect(file.blob.raw, [20, 21])
     assert ahead.after(file, range(20, 21)) == []
     assert ahead.after(file, range(22, 23)) == [23, 21]
+
+
+def test_what_follows_is_told_once_and_not_with_a_trace(tmp_path: Path) -> None:
+    starts, _, ahead = _starts(tmp_path)
+    one = open_file(tmp_path / "one", sample(40), Form.ENCODED)
+    other = open_file(tmp_path / "other", sample(50), Form.ENCODED)
+    image = Digest.of(b"image")
+    starts.remember(image, START, "0:3 0:1")
+    starts.remember(image, FOLLOWERS, "0:5>0:6,1:7-8,1:900,7:1 3:1>0:1")
+    starts.fetch(image, [one, other])
+    assert not starts.complete(image)
+    assert ahead.followers(one, range(4, 6)) == [(one, 6), (other, 7), (other, 8)]
+    assert ahead.followers(one, range(4, 6)) == ahead.followers(other, range(40)) == []
+    starts.remember(image, TRACE, "0:9")
+    starts.fetch(image, [one, other])
+    assert ahead.followers(one, range(4, 6)) == [] and starts.complete(image)
+    starts.remember(image, TRACE, "")
+    starts.remember(image, START, "1:0-8")
+    assert starts.complete(image)

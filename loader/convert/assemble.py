@@ -51,12 +51,13 @@ def assemble(
     subject: Descriptor | None,
     base_contents: Sequence[tuple[Blob, Contents]] = (),
     level: int = PAYLOAD_LEVEL,
-    start_list: Callable[[Node, Sequence[Blob]], str] | None = None,
+    start_list: Callable[[Node, Sequence[Blob]], dict[str, str]] | None = None,
     rebuild: Callable[[Node], Relaid | None] | None = None,
     *,
     consume: bool = False,
 ) -> Assembled:
-    """Flatten the layers and write everything but the data blobs. `start_list` says what a start reads (start.py).
+    """Flatten the layers and write everything but the data blobs. `start_list` says what a start reads, as annotations
+    (start.py).
 
     `rebuild` moves what a traced start touches into a blob of its own (startup_layout.py); that is then the list.
     `consume` takes the layers apart on the way, a fifth of the memory: they cannot be used again.
@@ -92,17 +93,18 @@ def assemble(
         metadata={form: _describe_payload(form, data, size) for form, (data, size) in parts.items()},
         contents=Descriptor(CONTENTS_TYPE, Digest.of(index), len(index)),
         subject=subject,
-        annotations={INODES_ANNOTATION: str(inodes)} | ({START_ANNOTATION: start} if start else {}),
+        annotations={INODES_ANNOTATION: str(inodes)} | {name: text for name, text in start.items() if text},
     )
     return Assembled(artifact, tuple(blobs), documents, inodes, file_bytes)
 
 
 def _start_list(
-    root: Node, blobs: list[Blob], relaid: Relaid | None, guess: Callable[[Node, Sequence[Blob]], str] | None
-) -> str:
+    root: Node, blobs: list[Blob], relaid: Relaid | None, guess: Callable[[Node, Sequence[Blob]], dict[str, str]] | None
+) -> dict[str, str]:
     if relaid:
-        return encode_frames((blobs.index(relaid.blob), frame) for frame in range(relaid.start_frames))
-    return guess(root, blobs) if guess else ""
+        number = blobs.index(relaid.blob)
+        return {START_ANNOTATION: encode_frames((number, frame) for frame in range(relaid.start_frames))}
+    return guess(root, blobs) if guess else {}
 
 
 def _compressed(data: bytes | bytearray, level: int) -> bytes:

@@ -8,9 +8,11 @@ from typing import Any
 
 from erofs_builder.digest import Digest
 from erofs_builder.erofs.flat import decode_frame
+from erofs_builder.followers import encode_followers, find_followers
 from erofs_builder.frame_list import encode_frames
 from erofs_builder.model import Blob, Node
 from erofs_builder.startup import Command, start_frames
+from loader.artifact import FOLLOWERS_ANNOTATION, START_ANNOTATION
 from loader.registry.base import ImageSource
 
 
@@ -50,8 +52,11 @@ def frame_reader(files: Mapping[Digest, Path], base: ImageSource | None = None) 
     return read_frame
 
 
-def start_list(root: Node, blobs: Sequence[Blob], command: Command, read_frame: Callable[[Blob, int], bytes]) -> str:
-    """The list for the artifact (erofs_builder/frame_list.py)."""
+def start_list(
+    root: Node, blobs: Sequence[Blob], command: Command, read_frame: Callable[[Blob, int], bytes]
+) -> dict[str, str]:
+    """The artifact's annotations: the list of the start, and what follows the first read of plug-ins."""
     numbers = {blob: number for number, blob in enumerate(blobs)}
-    places = start_frames(root, command, read_frame)
-    return encode_frames((numbers[blob], frame) for blob, frame in places if blob in numbers)
+    places = [(numbers[blob], frame) for blob, frame in start_frames(root, command, read_frame) if blob in numbers]
+    followers = find_followers(root, command, read_frame, numbers, places) if places else {}
+    return {START_ANNOTATION: encode_frames(places), FOLLOWERS_ANNOTATION: encode_followers(followers)}

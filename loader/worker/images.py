@@ -15,7 +15,7 @@ from erofs_builder.digest import Digest
 from erofs_builder.errors import ArtifactError, IntegrityError
 from erofs_builder.frames import FrameTable
 from erofs_builder.payload import ALIGNMENT, Form, Payload, decode_payload, device_tag
-from loader.artifact import PAYLOAD_SIZE_ANNOTATION, START_ANNOTATION, Artifact
+from loader.artifact import FOLLOWERS_ANNOTATION, PAYLOAD_SIZE_ANNOTATION, START_ANNOTATION, Artifact
 from loader.cache.files import store_table
 from loader.cache.layout import Layout, replace_file
 from loader.cache.records import write_record
@@ -28,7 +28,7 @@ from loader.registry.reference import LayoutReference, RegistryReference, Rootfs
 from loader.worker.counters import Counters
 from loader.worker.objects import tags
 from loader.worker.sources import Sources
-from loader.worker.starts import START, Starts
+from loader.worker.starts import FOLLOWERS, START, Starts
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +131,7 @@ class Images:
                 payload, tables = verified_payload(compressed, metadata, artifact, form)
                 self._store(descriptor.digest, form, payload, tables)
             self._starts.remember(descriptor.digest, START, artifact.annotations.get(START_ANNOTATION, ""))
+            self._starts.remember(descriptor.digest, FOLLOWERS, artifact.annotations.get(FOLLOWERS_ANNOTATION, ""))
             sha256 = Digest.of(payload)
             wait([trace], TRACE_PATIENCE)  # it was asked for while the metadata came
         else:

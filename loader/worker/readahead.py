@@ -99,6 +99,7 @@ class ReadAhead:
         self._streams: OrderedDict[Key, _Stream] = OrderedDict()  # by the frame that is to be read next
         self._read: dict[CacheFile, dict[int, int]] = {}  # frame → when it was read first
         self._listed: dict[bytes, frozenset[int]] = {}
+        self._followers: dict[CacheFile, dict[int, tuple[Key, ...]]] = {}
         self._hints: dict[bytes, Hints] = {}
         self._judges = {
             "whole": Judge(8, 0),
@@ -117,6 +118,19 @@ class ReadAhead:
         """A list has what a start reads of a blob (its raw digest): near that, nothing more is needed."""
         with self._lock:
             self._listed[blob] = frozenset(frames)
+
+    def follow(self, file: CacheFile, frame: int, others: Iterable[Key]) -> None:
+        """Once a frame is read, others are, of any file: a plug-in's libraries."""
+        with self._lock:
+            self._followers.setdefault(file, {})[frame] = tuple(others)
+
+    def followers(self, file: CacheFile, frames: range) -> list[Key]:
+        """What follows these frames, told once."""
+        known = self._followers.get(file)
+        if not known:
+            return []
+        with self._lock:
+            return [key for frame in frames for key in known.pop(frame, ())]
 
     def reads(self, file: CacheFile) -> dict[int, int]:
         """Frames of a file that were read since it was opened, with the moment of the first time (larger is later)."""
@@ -222,3 +236,4 @@ class ReadAhead:
             for key in [key for key in self._streams if key[0] is file]:
                 del self._streams[key]
             self._read.pop(file, None)
+            self._followers.pop(file, None)

@@ -14,6 +14,7 @@ from itertools import groupby
 
 from erofs_builder.digest import Digest
 from erofs_builder.errors import FormatError, IntegrityError
+from erofs_builder.followers import decode_followers
 from erofs_builder.frame_list import Place, decode_frames, encode_frames
 from loader.cache.claims import FlightTable, Priority
 from loader.cache.files import CacheFile
@@ -24,7 +25,7 @@ from loader.trace import find_trace
 from loader.worker.readahead import ReadAhead
 
 log = logging.getLogger(__name__)
-START, TRACE = "start", "trace"
+START, TRACE, FOLLOWERS = "start", "trace", "followers"
 STRETCH = 2 << 20
 PAUSE = 30.0  # seconds without the kernel's readahead, where the list has all that a start reads
 
@@ -91,6 +92,7 @@ class Starts:
         for blob, file in enumerate(files):
             if file is not None and places:
                 self._readahead.expect(file.blob.raw, (frame for number, frame in places if number == blob))
+        self._expect_followers(image, files)
         known = [
             (number, frame)
             for number, frame in places
@@ -99,6 +101,21 @@ class Starts:
         for number, run in groupby(_gathered(known, files), lambda place: place[0]):
             if (file := files[number]) is not None:
                 self._flights.want(file, [frame for _, frame in run], Priority.AHEAD)
+
+    def _expect_followers(self, image: Digest, files: Sequence[CacheFile | None]) -> None:
+        """Tell what plug-ins need, unless a start was watched: its list has what of that was needed."""
+        if self.complete(image):
+            return
+        with contextlib.suppress(OSError, FormatError):
+            followers = decode_followers(self._layout.start_list(image, FOLLOWERS).read_text())
+            for (number, frame), places in followers.items():
+                if number < len(files) and (file := files[number]) is not None:
+                    others = [
+                        (other, each)
+                        for blob, each in places
+                        if blob < len(files) and (other := files[blob]) is not None and each < len(other.table)
+                    ]
+                    self._readahead.follow(file, frame, others)
 
 
 def _gathered(places: Sequence[Place], files: Sequence[CacheFile | None]) -> Iterator[Place]:
