@@ -11,7 +11,6 @@ from erofs_builder.erofs.regular import (
     EMPTY_BODY,
     SPARSE_INDEX_MAX,
     Body,
-    check_extents,
     chunk_bits,
     chunk_format,
 )
@@ -34,7 +33,7 @@ class DecodedFiles:
         self._addresses: dict[Blob, tuple[int, int]] = {}
 
     def note(self, node: Node) -> None:
-        check_extents(node)
+        """Nothing: files are independent of each other."""
 
     def plan(self, blobs: list[Blob]) -> Node | None:
         return None
@@ -42,6 +41,8 @@ class DecodedFiles:
     def measure(self, node: Node) -> tuple[int, int]:
         if not node.size:
             return EMPTY
+        if len(node.extents) == 1 and node.extents[0].blob is not None:
+            return INODE_CHUNK_BASED, CHUNK_INDEX.size  # nearly all files: one chunk in one frame
         runs = list(_runs(node))
         bits = _exact_chunk_bits(runs)
         size = CHUNK_INDEX.size * -(-blocks_of(node.size) >> bits)

@@ -30,7 +30,6 @@ from erofs_builder.erofs.regular import (
     EMPTY_BODY,
     SPARSE_INDEX_MAX,
     Body,
-    check_extents,
     data_blocks,
     hole_body,
     is_hole,
@@ -57,7 +56,6 @@ class EncodedFiles:
         self.needs_zero_frame = False
 
     def note(self, node: Node) -> None:
-        check_extents(node)
         extents = node.extents
         if not extents or _is_chunked(node):
             return
@@ -124,7 +122,7 @@ class EncodedFiles:
             return EMPTY_BODY
         fragment = self._whole_fragment(node)
         if fragment is not None:
-            return Body(data_blocks(node), (fragment | Z_FRAGMENT_WHOLE).to_bytes(8, "little"))
+            return Body(blocks_of(node.size), (fragment | Z_FRAGMENT_WHOLE).to_bytes(8, "little"))
         if _is_chunked(node):
             return hole_body(node)
         return Body(data_blocks(node), self._index(node))

@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import stat
 from array import array
-from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from erofs_builder import fingerprint
 from erofs_builder.erofs import dirs
 from erofs_builder.erofs import layout as on_disk
 from erofs_builder.erofs.chunks import DecodedFiles
@@ -35,16 +33,14 @@ from erofs_builder.erofs.layout import (
 )
 from erofs_builder.erofs.regular import Body
 from erofs_builder.erofs.superblock import Devices, Fields, devices_end, write_head
-from erofs_builder.erofs.tree import Inventory
-from erofs_builder.erofs.xattrs import XattrTable, icount
+from erofs_builder.erofs.survey import Survey
+from erofs_builder.erofs.xattrs import icount
 from erofs_builder.erofs.zeros import zero_frame
 from erofs_builder.errors import UnsupportedError
 from erofs_builder.model import Blob, Node
 from erofs_builder.payload import ALIGNMENT, Form
 
 _COMPACT_SIZE, _EXTENDED_SIZE = on_disk.INODE_COMPACT.size, on_disk.INODE_EXTENDED.size
-_DISTINCT_MTIMES_MAX = 65536
-_NO_PACKED = Node(mode=0)
 
 
 class Metadata(NamedTuple):
@@ -61,64 +57,32 @@ def write_metadata(root: Node, form: Form, blobs: Sequence[Blob], *, device_tabl
     blobs follow the metadata in the same file, one after the other (flat.py). UnsupportedError names a path and what
     EROFS cannot express of it; ValueError is a tree that breaks the promises of model.Extent.
     """
-    image, used = write_image(root, form, blobs, device_table=device_table)
+    image, used = write_image(Survey(root, blobs), form, device_table=device_table)
     return Metadata(bytes(image), used)
 
 
-def write_image(
-    root: Node, form: Form, blobs: Sequence[Blob], *, device_table: bool = True
-) -> tuple[bytearray, list[Blob]]:
-    """`write_metadata` without a copy of the result: of a million files it has 140 MB."""
-    writer = _Writer(root, form, blobs, device_table)
-    writer.survey()
+def write_image(survey: Survey, form: Form, *, device_table: bool = True) -> tuple[bytearray, list[Blob]]:
+    """`write_metadata` of a surveyed tree, without a copy of the result: of a million files it has 140 MB."""
+    writer = _Writer(survey, form, device_table)
     writer.place()
     return writer.encode(), writer.devices.blobs
 
 
 class _Writer:
-    def __init__(self, root: Node, form: Form, blobs: Sequence[Blob], device_table: bool) -> None:
+    def __init__(self, survey: Survey, form: Form, device_table: bool) -> None:
         self.form = form
-        self.tree = Inventory(root)
-        self.xattrs = XattrTable()
+        self.survey, self.tree, self.xattrs = survey, survey.tree, survey.xattrs
         self.files = EncodedFiles() if form is Form.ENCODED else DecodedFiles()
-        self.candidates = list(blobs)
-        self.devices = Devices(form, [], device_table)
-        self.packed: Node | None = None
-        self.fingerprints = False
-        self.epoch, self.fixed_nsec = 0, 0
+        self.devices = Devices(form, list(survey.blobs), device_table)
+        for node in survey.files:
+            self.files.note(node)
+        self.packed = self.files.plan(self.devices.blobs)
         self.formats = bytearray(len(self.tree.nodes) + 1)
         self.offsets = array("Q", bytes(8 * (len(self.tree.nodes) + 1)))
         self.data_blocks: dict[int, int] = {}  # number: first of its whole blocks, from the start of their area
         self.inodes_end = self.data_area = self.zero_block = self.shared_area = self.size = 0
 
-    # First pass: what is there.
-
-    def survey(self) -> None:
-        mtimes: Counter[tuple[int, int]] = Counter()
-        used: set[Blob] = set()
-        for _, node in self.tree:
-            try:
-                _check(node)
-                if node.xattrs:
-                    self.xattrs.add(node.xattrs)
-                if stat.S_ISREG(node.mode):
-                    self.files.note(node)
-                    self.fingerprints |= bool(node.fingerprint)
-                    used.update([extent.blob for extent in node.extents if extent.blob is not None])
-            except (UnsupportedError, ValueError) as error:
-                raise type(error)(f"{self.tree.path(node)}: {error}") from None
-            mtime = (node.mtime, node.mtime_nsec)
-            if len(mtimes) < _DISTINCT_MTIMES_MAX or mtime in mtimes:
-                mtimes[mtime] += 1
-        if not used <= set(self.candidates):
-            raise ValueError("a file refers to a blob that is not among the given ones")
-        # Compact inodes have the superblock's mtime (kernels before 6.15 read no other), so take the most common one.
-        self.epoch, self.fixed_nsec = min(mtimes, key=lambda mtime: (-mtimes[mtime], mtime))
-        self.devices.blobs = [blob for blob in dict.fromkeys(self.candidates) if blob in used]
-        self.xattrs.layout()
-        self.packed = self.files.plan(self.devices.blobs)
-
-    # Second pass: where everything goes.
+    # Where everything goes.
 
     def place(self) -> None:
         position = devices_end(self.form, self.devices)
@@ -126,6 +90,7 @@ class _Writer:
         for number, node in self.tree:
             try:
                 head, layout, tail, blocks = self._measure(number, node)
+                self.formats[number] = self.survey.extended[number]
             except UnsupportedError as error:
                 raise UnsupportedError(f"{self.tree.path(node)}: {error}") from None
             if blocks:
@@ -148,35 +113,15 @@ class _Writer:
         return isinstance(self.files, EncodedFiles) and self.files.needs_zero_frame
 
     def _measure(self, number: int, node: Node) -> tuple[int, int, int, int]:
-        """(bytes of inode and xattrs, data layout, bytes behind them, whole blocks elsewhere); sets the version bit."""
-        extended = self._is_extended(number, node)
-        self.formats[number] = extended
-        head = (_EXTENDED_SIZE if extended else _COMPACT_SIZE) + len(self._attributes(node))
+        """(bytes of inode and xattrs, data layout, bytes behind them, whole blocks elsewhere)."""
+        head = self.survey.heads[number]
         if stat.S_ISREG(node.mode):
             return (head, *self.files.measure(node), 0)
-        if node.is_dir:
-            size = dirs.data_size(dirs.sorted_names(node.children or ()))
-        elif stat.S_ISLNK(node.mode):
-            size = len(node.target)
-        else:
-            return head, INODE_FLAT_PLAIN, 0, 0
+        size = self.survey.flat_sizes[number]
         tail = size % BLOCK
         if tail and head + tail <= BLOCK:
             return head, INODE_FLAT_INLINE, tail, size >> BLOCK_BITS
         return head, INODE_FLAT_PLAIN, 0, blocks_of(size)
-
-    def _attributes(self, node: Node) -> bytes:
-        return self.xattrs.body(node.xattrs, node.fingerprint) if node.xattrs or node.fingerprint else b""
-
-    def _is_extended(self, number: int, node: Node) -> bool:
-        return (
-            node.mtime != self.epoch
-            or node.mtime_nsec != self.fixed_nsec
-            or node.size > U32_MAX
-            or not 0 <= node.uid <= 0xFFFF
-            or not 0 <= node.gid <= 0xFFFF
-            or (len(node.children) > 0xFFFD if node.children is not None else self.tree.nlink(number) > 0xFFFF)
-        )
 
     def _put(self, number: int, position: int, head: int, layout: int, tail: int) -> int:
         start = -(-position >> ISLOT_BITS) << ISLOT_BITS
@@ -191,7 +136,7 @@ class _Writer:
         self.offsets[number] = start
         return end
 
-    # Third pass: the bytes.
+    # The bytes.
 
     def encode(self) -> bytearray:
         image = bytearray(self.size)
@@ -206,19 +151,19 @@ class _Writer:
         image[start : start + len(self.xattrs.area)] = self.xattrs.area
         fields = Fields(
             inos=len(self.tree.nodes) + bool(self.packed),
-            epoch=self.epoch,
-            fixed_nsec=self.fixed_nsec,
+            epoch=self.survey.epoch,
+            fixed_nsec=self.survey.fixed_nsec,
             root_nid=self.offsets[0] >> ISLOT_BITS,
             packed_nid=self.offsets[-1] >> ISLOT_BITS,
             xattr_blkaddr=self.shared_area if self.xattrs.area else 0,
-            fingerprints=self.fingerprints,
+            fingerprints=self.survey.fingerprints,
         )
         write_head(image, self.form, fields, self.devices)
         return image
 
     def _encode_node(self, image: bytearray, number: int, node: Node) -> None:
         kind = stat.S_IFMT(node.mode)
-        xattrs = self._attributes(node)
+        xattrs = self.survey.attributes(node)
         if kind == stat.S_IFREG:
             self._write_inode(image, number, node, self.tree.nlink(number), node.size, xattrs, self.files.body(node))
         elif kind == stat.S_IFDIR:
@@ -288,21 +233,3 @@ class _Writer:
             if i_format >> DATALAYOUT_BIT != INODE_FLAT_INLINE:
                 end += -end % 8
             image[end : end + len(body.data)] = body.data
-
-
-def _check(node: Node) -> None:
-    kind = node.mode & 0o170000
-    if kind not in FILE_TYPES or node.mode > 0xFFFF:
-        raise UnsupportedError(f"mode {node.mode:o} is of no known file type")
-    if node.fingerprint and (kind != stat.S_IFREG or not node.size or len(node.fingerprint) != fingerprint.SIZE):
-        raise ValueError("only regular files that have bytes have fingerprints")
-    if node.is_dir != (node.children is not None):
-        raise ValueError("directories, and only they, have children")
-    if not -(1 << 63) <= node.mtime < 1 << 63 or not 0 <= node.mtime_nsec < 1_000_000_000:
-        raise UnsupportedError(f"mtime {node.mtime}.{node.mtime_nsec:09} is beyond what EROFS can hold")
-    if kind == stat.S_IFLNK and (not 0 < len(node.target) <= on_disk.SYMLINK_MAX or b"\0" in node.target):
-        raise UnsupportedError(f"a symlink to {node.target[:100]!r} ({len(node.target)} bytes)")
-    if kind in (stat.S_IFCHR, stat.S_IFBLK):
-        major, minor = node.rdev
-        if not 0 <= major < 1 << 12 or not 0 <= minor < 1 << 20:
-            raise UnsupportedError(f"device number {major}:{minor} is beyond what Linux can hold")

@@ -10,6 +10,7 @@ import zstandard
 
 from erofs_builder.contents import Contents, encode_contents
 from erofs_builder.digest import Digest
+from erofs_builder.erofs.survey import Survey
 from erofs_builder.erofs.writer import write_image
 from erofs_builder.errors import ArtifactError
 from erofs_builder.frame_list import encode_frames
@@ -70,8 +71,9 @@ def assemble(
     with ThreadPoolExecutor(len(Form)) as pool:  # one form is compressed while the other one is laid out
         futures = {}
         used: dict[Form, list[Blob]] = {}
+        survey = Survey(root, candidates)
         for form in Form:
-            payload, used[form] = write_image(root, form, candidates)
+            payload, used[form] = write_image(survey, form)
             complete_payload(form, payload, [blob.table for blob in used[form] if blob.table is not None])
             futures[form] = pool.submit(_compressed, payload, level), len(payload)
             if len(payload) > _LARGE_PAYLOAD:
