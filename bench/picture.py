@@ -12,7 +12,7 @@ from html import escape
 from bench.measure import Row, with_unit
 from bench.results import Results
 
-WIDTH, LEFT, RIGHT, TOP, STEP, BOTTOM = 1180, 470, 250, 92, 38, 34
+WIDTH, LEFT, RIGHT, TOP, STEP, BOTTOM = 1220, 500, 260, 92, 38, 34
 LEAST, MOST = 1 / 8, 8
 TICKS = ((1 / 8, "⅛×"), (1 / 4, "¼×"), (1 / 2, "½×"), (1, "goal"), (2, "2×"), (4, "4×"), (8, "8×"))
 INK, QUIET, RULE, PEER = "#1f2328", "#59636e", "#d8dee4", "#8b949e"
@@ -71,7 +71,7 @@ def _line(row: Row, y: float) -> Iterator[str]:
     ours = _position(standing(row, row.value))
     what = row.what if len(row.what) <= 62 else row.what[:61] + "…"
     yield _label(16, y + 4, row.number, INK, weight=600)
-    yield _label(54, y + 4, what, INK)
+    yield _label(68, y + 4, what, INK)
     yield f"<line x1='{_position(1):.1f}' y1='{y}' x2='{ours:.1f}' y2='{y}' stroke='{color}' stroke-width='3'/>"
     taken: list[float] = []
     for name, value in sorted(row.peers.items(), key=lambda peer: standing(row, peer[1])):

@@ -42,7 +42,7 @@ class Results:
         moment = time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime())
         kept = [known for known in self.rows if known.row.number not in numbers]
         self.rows = kept + [Measured(row, moment, runs, round(seconds, 1)) for row in rows]
-        self.rows.sort(key=lambda known: int(known.row.number[1:]))
+        self.rows.sort(key=lambda known: _place(known.row.number))
 
     def document(self) -> dict[str, Any]:
         """What the file holds."""
@@ -69,6 +69,11 @@ def load(path: Path) -> Results:
         about = {name: entry.pop(name) for name in ("measured", "runs", "seconds")}
         rows.append(Measured(Row(**entry), **about))
     return Results(document["machine"], rows, document["limits"])
+
+
+def _place(number: str) -> int:
+    """R1 to R13 in this order, then what has no number."""
+    return int(number[1:]) if number[1:].isdecimal() else 1000
 
 
 def machine() -> str:

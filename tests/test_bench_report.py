@@ -25,6 +25,7 @@ def results() -> Results:
     results = Results("a machine", limits={"disk, read": 900.0})
     results.put({"R13", "R10"}, [BEHIND, NO_GOAL], 3, 1.0)
     results.put({"R2"}, [MET], 3, 2.0)
+    results.put({"growth"}, [Row("growth", "memory", "1 MB", "-", 1.0, 1000, larger=False, unit=" MB")], 1, 1.0)
     results.put({"R9"}, [failed("R9", RuntimeError("no registry\nat all"))], 3, 0.0)
     return results
 
@@ -32,14 +33,14 @@ def results() -> Results:
 def test_results_survive_their_file(tmp_path: Path, results: Results) -> None:
     results.save(tmp_path / "bench.json")
     assert load(tmp_path / "bench.json") == results
-    assert [known.row.number for known in results.rows] == ["R2", "R9", "R10", "R13"]
+    assert [known.row.number for known in results.rows] == ["R2", "R9", "R10", "R13", "growth"]
     assert load(tmp_path / "none.json").rows == []
 
 
 def test_measuring_again_replaces_a_number(results: Results) -> None:
     results.put({"R13"}, [BEHIND, BEHIND], 5, 1.0)
     assert [known.runs for known in results.rows if known.row.number == "R13"] == [5, 5]
-    assert len(results.rows) == 5
+    assert len(results.rows) == 6
 
 
 def test_the_page_tells_what_is_behind_and_why(results: Results) -> None:
@@ -56,7 +57,7 @@ def test_the_page_tells_what_is_behind_and_why(results: Results) -> None:
 def test_the_picture_is_well_formed_and_within_its_bounds(results: Results) -> None:
     document = ElementTree.fromstring(draw(results))
     circles = [float(dot.get("cx", "")) for dot in document.iter("{http://www.w3.org/2000/svg}circle")][2:]
-    assert len(circles) == 2  # neither the failed one nor the one without a goal
+    assert len(circles) == 3  # neither the failed one nor the one without a goal
     assert all(LEFT <= x <= WIDTH - RIGHT for x in circles)
     assert circles[0] > circles[1]  # R2 is better than its goal, R13 is not
 
