@@ -83,18 +83,19 @@ def probe_one(root: Path, plane: str, form: Form) -> Finding:
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     seconds = time.monotonic() - started
-    why = _try_sharing(root, form) if plane == "fanotify" else "the fanotify plane"
+    can = (plane, form) == ("fanotify", Form.ENCODED)
+    why = _try_sharing(root) if can else "the fanotify plane and the encoded form"
     return Finding(plane, form, True, seconds, shares=why is None, not_shared=why)
 
 
-def _try_sharing(root: Path, form: Form) -> str | None:
-    """What keeps images from sharing page cache on the fanotify plane; None if they do."""
+def _try_sharing(root: Path) -> str | None:
+    """What keeps images from sharing page cache (fanotify, encoded: see loader/worker/sharing.py); None if they do."""
     directory = Path(tempfile.mkdtemp(prefix="probe-", dir=root))
     try:
-        fanotify_canary.run_sharing(directory, CanaryImage.make(form))
+        fanotify_canary.run_sharing(directory, CanaryImage.make(Form.ENCODED))
     except CanaryFailed as failure:
         log.info("page cache is not shared: %s", failure)
-        return explain(failure, "fanotify", form, root).what
+        return explain(failure, "fanotify", Form.ENCODED, root).what
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     return None

@@ -72,24 +72,28 @@ def test_owners_of_files_and_long_names(tmp_path: Path) -> None:
 
 def test_policies(carrying: bytes, bare: bytes, tmp_path: Path) -> None:
     auto, named, off = (PageSharing(policy, tmp_path) for policy in ("auto", "fleet", "off"))
-    assert auto.domain(carrying, "docker://r.example/a/b:1", IMAGE) == "@r.example/a"
-    assert named.domain(carrying, "docker://r.example/a/b:1", IMAGE) == "fleet"
-    assert named.domain(carrying, "docker://r.example/a/b:1", IMAGE, "auto") == "@r.example/a"
-    assert off.domain(carrying, "docker://r.example/a/b:1", IMAGE, "auto") is None
-    assert off.domain(carrying, "docker://r.example/a/b:1", IMAGE) is None
-    assert auto.domain(bare, "docker://r.example/a/b:1", IMAGE) is None
-    assert auto.domain(carrying, "", IMAGE, "mine") == "mine"
-    assert auto.domain(carrying, "", IMAGE, OFF) is None
+    assert auto.domain(Form.ENCODED, carrying, "docker://r.example/a/b:1", IMAGE) == "@r.example/a"
+    assert named.domain(Form.ENCODED, carrying, "docker://r.example/a/b:1", IMAGE) == "fleet"
+    assert named.domain(Form.ENCODED, carrying, "docker://r.example/a/b:1", IMAGE, "auto") == "@r.example/a"
+    assert off.domain(Form.ENCODED, carrying, "docker://r.example/a/b:1", IMAGE, "auto") is None
+    assert off.domain(Form.ENCODED, carrying, "docker://r.example/a/b:1", IMAGE) is None
+    assert auto.domain(Form.DECODED, carrying, "docker://r.example/a/b:1", IMAGE) is None
+    assert auto.again(Form.DECODED, carrying, "mine") is None
+    with pytest.raises(UsageError, match="decoded"):
+        auto.domain(Form.DECODED, carrying, "", IMAGE, "mine")
+    assert auto.domain(Form.ENCODED, bare, "docker://r.example/a/b:1", IMAGE) is None
+    assert auto.domain(Form.ENCODED, carrying, "", IMAGE, "mine") == "mine"
+    assert auto.domain(Form.ENCODED, carrying, "", IMAGE, OFF) is None
     with pytest.raises(KernelSupportError):
-        off.domain(carrying, "", IMAGE, "mine")
+        off.domain(Form.ENCODED, carrying, "", IMAGE, "mine")
     with pytest.raises(NotFoundError, match="fingerprints"):
-        auto.domain(bare, "", IMAGE, "mine")
+        auto.domain(Form.ENCODED, bare, "", IMAGE, "mine")
     for name in ("@r.example/a", "a,b", "", "a b", "x" * 101, "é"):
         if name:
             with pytest.raises(UsageError):
-                auto.domain(carrying, "", IMAGE, name)
-    assert [pages.again(carrying, "mine") for pages in (auto, named, off)] == ["mine", "mine", None]
-    assert auto.again(bare, "mine") is None and auto.again(carrying, None) is None
+                auto.domain(Form.ENCODED, carrying, "", IMAGE, name)
+    assert [pages.again(Form.ENCODED, carrying, "mine") for pages in (auto, named, off)] == ["mine", "mine", None]
+    assert auto.again(Form.ENCODED, bare, "mine") is None and auto.again(Form.ENCODED, carrying, None) is None
 
 
 def test_the_copy_is_beside_the_payload_and_made_again_when_it_is_not_right(carrying: bytes, tmp_path: Path) -> None:
@@ -184,7 +188,8 @@ def test_probe_says_whether_pages_are_shared(tmp_path: Path) -> None:
         finding = probe_one(tmp_path, "fanotify", form)
         assert finding.works
         assert finding.shares == (finding.not_shared is None)
-        assert finding.shares or "PAGE_CACHE_SHARE" in str(finding.not_shared)
+        expected = "PAGE_CACHE_SHARE" if form is Form.ENCODED else "the encoded form"
+        assert finding.shares or expected in str(finding.not_shared)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from erofs_builder.payload import Form
 from loader.cache.layout import replace_file
 from loader.cache.ready import boot_id
 from loader.cli.common import print_json, print_table
@@ -90,9 +91,9 @@ def probe(config: Config, as_json: bool) -> int:
         ]
         print_table(("PLANE", "FORM", "HERE", "MISSING"), rows)
         for finding in findings:
-            if finding.works and finding.plane == "fanotify":
+            if finding.works and (finding.plane, finding.form) == ("fanotify", Form.ENCODED):
                 shared = "works" if finding.shares else f"no, needs {finding.not_shared}"
-                click.echo(f"page cache shared between images ({finding.plane}, {finding.form.value}): {shared}")
+                click.echo(f"page cache shared between images: {shared}")
         for remedy in dict.fromkeys(finding.remedy for finding in findings if finding.remedy):
             click.echo(f"hint: {remedy}")
     return 0 if any(finding.works for finding in findings) else KernelSupportError.exit_code

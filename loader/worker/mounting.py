@@ -81,7 +81,7 @@ class Mounting:
         `name` is what whoever mounts called it ("" for a digest), `domain` the one he wants it to share page cache in.
         """
         return self._mount(
-            image, target, form, lambda erofs: self._pages.domain(erofs, name, image.digest, domain), domain
+            image, target, form, lambda erofs: self._pages.domain(form, erofs, name, image.digest, domain), domain
         )
 
     def _mount(
@@ -286,7 +286,13 @@ class Mounting:
             if image is None or record.plane != self.plane:
                 continue
             try:
-                self._mount(image, record.target, record.form, partial(self._pages.again, domain=record.domain), None)
+                self._mount(
+                    image,
+                    record.target,
+                    record.form,
+                    partial(self._pages.again, record.form, domain=record.domain),
+                    None,
+                )
                 log.info("mounted %s on %s again", image.name, record.target)
             except (LoaderError, FormatError, IntegrityError, OSError) as error:
                 log.error("cannot mount %s on %s again: %s", image.name, record.target, error)

@@ -3,6 +3,10 @@
 In one domain a file's readers get the pages of any image whose file has the same fingerprint. Nobody holds fingerprints
 against the bytes: who publishes an image of a domain is trusted with the contents of all of them. So what was mounted
 by its name shares with images of the same owner, and what was named by a digest alone with nothing but itself.
+
+The decoded form does not share. When all of the daemon was killed, the kernel reads the holes of decoded blobs as zeros
+until a successor takes those mounts away. Shared, such pages would also be those of images whose blobs are complete,
+and which nobody takes away. In the encoded form a hole is an error.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from pathlib import Path
 from erofs_builder.digest import Digest
 from erofs_builder.erofs.layout import BLOCK
 from erofs_builder.erofs.sharing import announce_fingerprints, has_fingerprints
+from erofs_builder.payload import Form
 from loader.cache.layout import replace_file
 from loader.config import DOMAIN
 from loader.errors import KernelSupportError, NotFoundError, UsageError
@@ -52,7 +57,7 @@ class PageSharing:
         self.policy = policy
         self._tmp = tmp
 
-    def domain(self, erofs: bytes, name: str, image: Digest, wanted: str | None = None) -> str | None:
+    def domain(self, form: Form, erofs: bytes, name: str, image: Digest, wanted: str | None = None) -> str | None:
         """The domain that a mount of this metadata joins, None for its own pages only.
 
         `wanted` by whoever mounts, it is that one: KernelSupportError or NotFoundError if it cannot be.
@@ -66,19 +71,24 @@ class PageSharing:
                     "page cache is not shared here: the kernel cannot, or page_domain is off",
                     hint="`erofs-loader probe` says which",
                 )
+            if form is Form.DECODED:
+                raise UsageError("the decoded form does not share page cache", hint="mount it with --form encoded")
             if not has_fingerprints(erofs):
                 raise NotFoundError(
                     "the image has no fingerprints to share page cache by",
                     hint="convert it with `erofs-builder convert --fingerprints`",
                 )
             return wanted
-        if self.policy == OFF or not has_fingerprints(erofs):
+        if not self._can(form, erofs):
             return None
         return owner_domain(name, image) if AUTO in (wanted, self.policy) else self.policy
 
-    def again(self, erofs: bytes, domain: str | None) -> str | None:
+    def again(self, form: Form, erofs: bytes, domain: str | None) -> str | None:
         """The domain of a mount that was in `domain` before, if that still can be."""
-        return domain if self.policy != OFF and has_fingerprints(erofs) else None
+        return domain if self._can(form, erofs) else None
+
+    def _can(self, form: Form, erofs: bytes) -> bool:
+        return self.policy != OFF and form is Form.ENCODED and has_fingerprints(erofs)
 
     def announced(self, payload: Path) -> Path:
         """A copy of a verified payload file with the fingerprints announced, beside it; the same file if it is there.

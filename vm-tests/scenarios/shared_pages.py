@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 PLANES = ("fanotify",)
+FORMS = ("encoded",)  # the decoded form does not share: loader/worker/sharing.py
 NATIVE = False  # for kernels of 7.0 and later
 BOOTS = ("shares",)
 LIMIT = 300
