@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,6 +40,11 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
             make_files(directory / f"big{number}", 5 + number, 1_000_000)
             convert(directory / f"big{number}", f"docker://{address}/big:{number}")
         yield address, digests
+
+
+def big_digests(files: int) -> dict[str, str]:
+    with tempfile.TemporaryDirectory() as directory:
+        return make_files(Path(directory), files, 1_000_000)
 
 
 def data_files(daemon: Daemon) -> list[Path]:
@@ -206,14 +212,16 @@ def test_a_full_disk_is_an_error_at_the_deadline(tmp_path: Path, published: Publ
         assert read_until_right(target, digests)
 
 
-def test_a_full_disk_is_evicted_from(tmp_path: Path, published: Published) -> None:
-    """What nothing has mounted goes; what is being read stays."""
+@pytest.mark.parametrize("mounted", [False, True])
+def test_a_full_disk_is_evicted_from(tmp_path: Path, published: Published, mounted: bool) -> None:
+    """What nothing has mounted goes, then what was read least recently."""
     address, _ = published
     with LoopDisk(tmp_path, 24 << 20) as disk, Daemon(disk.path / "d") as daemon:
         first = f"docker://{address}/big:1"
         target = daemon.mount(first)
-        daemon.command("prefetch", first)
-        daemon.command("umount", str(target))
+        daemon.command("prefetch", first, *(f"/{number:03}" for number in range(5)))
+        if not mounted:
+            daemon.command("umount", str(target))
         ballast = disk.path / "ballast"
         free = os.statvfs(disk.path)
         with ballast.open("wb") as stream:
@@ -222,7 +230,10 @@ def test_a_full_disk_is_evicted_from(tmp_path: Path, published: Published) -> No
         seen = read_all(target)
         assert len(seen) == 7 and not any(value.startswith("errno") for value in seen.values())
         counters = daemon.counters()
-        assert counters["evicted_bytes"] > 5_000_000 and counters["requests_failed"] == 0
+        assert counters["evicted_bytes"] > 3_000_000 and counters["requests_failed"] == 0
+        if mounted:
+            ballast.unlink()
+            assert read_all(daemon.directory / "mnt") == big_digests(6)
 
 
 def test_a_disk_that_can_not_be_written_serves_what_it_has(tmp_path: Path, published: Published) -> None:

@@ -106,7 +106,16 @@ class ReadyMap:
             if synced is not None:
                 remaining = bytes(old & new for old, new in zip(synced, kept, strict=True))
                 if remaining != synced:
-                    replace_file(self._directory / "synced", self._encoded(remaining), self._tmp)
+                    self._clear_synced(remaining)
+
+    def _clear_synced(self, bits: bytes) -> None:
+        """In place, for a full disk has no room for another file. Torn by a crash, it is right too: old bits are of
+        frames that have not gone yet."""
+        with (self._directory / "synced").open("r+b") as stream:
+            stream.seek(_HEADER.size)
+            stream.write(bits)
+            stream.flush()
+            os.fdatasync(stream.fileno())
 
     def checkpoint(self, data: int | None) -> None:
         """Sync the data file (a descriptor) and record which of its frames will survive a crash."""

@@ -23,7 +23,7 @@ from loader.worker.objects import Objects
 log = logging.getLogger(__name__)
 
 SLACK = 64 << 20  # bytes freed beyond what is needed, so that the next miss does not evict again
-QUOTA_SLACK = 8  # of a quota at most its 8th part
+SLACK_PART = 8  # but at most the 8th part of what is there, or of the quota
 # A file that is complete loses its mark and with it the means to evict parts of it. So no more files do when this much
 # of the quota is used: the rest is always there to be evicted from.
 MAY_COMPLETE = 0.75
@@ -86,7 +86,7 @@ class Collector:
 
     def make_room(self, needed: int) -> int:
         """The file system is full: evict what can go. Bytes that were freed."""
-        return self._free(needed + SLACK)
+        return self._free(needed + min(SLACK, self._allocated() // SLACK_PART))
 
     def _free(self, needed: int) -> int:
         freed = self.collect(needed=needed).freed
@@ -155,7 +155,7 @@ class Collector:
         total = self._allocated()
         if total > self._quota:
             over = total - self._quota
-            total -= self._free(over + min(SLACK, self._quota // QUOTA_SLACK))
+            total -= self._free(over + min(SLACK, self._quota // SLACK_PART))
             if total > self._quota and time.monotonic() - self._said > SAY_AGAIN:
                 self._said = time.monotonic()
                 log.warning("the cache is %d bytes over its quota: the rest is pinned or in use", total - self._quota)
