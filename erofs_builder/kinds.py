@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from erofs_builder.python_modules import is_core
+
 _KIB = 1024
 
 
@@ -24,12 +26,13 @@ class Kind(NamedTuple):
 
 ELF = Kind("elf", 192 * _KIB, 192 * _KIB)
 BYTECODE = Kind("bytecode", 144 * _KIB, 144 * _KIB)
+CORE = Kind("core", 144 * _KIB, 256 * _KIB)  # byte code that most programs read
 SCRIPT = Kind("script", 384 * _KIB, 384 * _KIB, prose=True)
 DEVELOPMENT = Kind("development", 640 * _KIB, 960 * _KIB)
 DOCUMENT = Kind("document", 640 * _KIB, 960 * _KIB, prose=True)
 PACKED = Kind("packed", 640 * _KIB, 960 * _KIB)
 OTHER = Kind("other", 256 * _KIB, 256 * _KIB)
-KINDS = (ELF, BYTECODE, SCRIPT, DEVELOPMENT, DOCUMENT, PACKED, OTHER)
+KINDS = (ELF, BYTECODE, CORE, SCRIPT, DEVELOPMENT, DOCUMENT, PACKED, OTHER)
 
 # A file up to this size is one piece whatever its kind.
 SMALLEST_PIECE = min(kind.piece for kind in KINDS)
@@ -70,6 +73,8 @@ def classify(path: bytes, head: bytes) -> Kind:
     name = path[path.rfind(b"/") + 1 :]
     suffix = name[name.rfind(b".") + 1 :].decode("latin-1").lower()
     kind = _BY_SUFFIX.get(suffix)
+    if kind is BYTECODE and is_core(path):
+        return CORE
     if kind is not None:
         return kind
     if any(directory in rooted for directory in _DOCUMENT_DIRECTORIES):

@@ -1,8 +1,9 @@
 """What an image's start reads first, as far as the image itself says: its program, interpreters and their libraries.
 
 The command of the image's config is found along its PATH; a script leads to the program in its first line; an ELF
-program to its loader and, as that would, to all libraries that it needs. The result is a list of frames in about the
-order of their use, a hint for whoever fetches: nothing depends on its being right.
+program to its loader and, as that would, to all libraries that it needs; a Python also to the modules that most
+programs import. The result is a list of frames in about the order of their use, a hint for whoever fetches: nothing
+depends on its being right.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from erofs_builder.elf import Program, read_program
 from erofs_builder.model import Blob, Node
 from erofs_builder.paths import lookup
+from erofs_builder.python_modules import byte_code, library_of
 
 Place = tuple[Blob, int]  # a frame
 ReadFrame = Callable[[Blob, int], bytes]  # its decoded bytes; may raise OSError or KeyError where it is not at hand
@@ -56,6 +58,7 @@ class Start:
     read_frame: ReadFrame
     first: dict[Place, None] = field(default_factory=dict)
     rest: dict[Place, None] = field(default_factory=dict)
+    modules: dict[Place, None] = field(default_factory=dict)
     cache: dict[Place, bytes] = field(default_factory=dict)
     seen: set[int] = field(default_factory=set)
     directories: list[bytes] | None = None  # that ldconfig searches
@@ -66,7 +69,7 @@ class Start:
                 self._program(self.command.arguments[0].encode(errors="surrogateescape"), MAX_SCRIPTS)
             except (OSError, KeyError):  # its bytes are not at hand: what was found so far is as good
                 pass
-        return list(self.first | self.rest)
+        return list(self.first | self.rest | self.modules)
 
     def _program(self, name: bytes, scripts: int) -> None:
         found = self._find_program(name)
@@ -81,6 +84,11 @@ class Start:
                 self._program(word, scripts - 1)
             return
         self._loaded(path, node, _WHOLE_PROGRAM)
+        if library := library_of(path):
+            version = library.rpartition(b"python")[2].replace(b".", b"")
+            for module in byte_code(library, version):
+                if file := self._file(module):
+                    self._add(self.modules, frames_of(file[1]))
 
     def _find_program(self, name: bytes) -> tuple[bytes, Node] | None:
         if b"/" in name:

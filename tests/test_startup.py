@@ -17,6 +17,7 @@ from erofs_builder.frame_list import MAX_FRAMES, MAX_TEXT, decode_frames, encode
 from erofs_builder.layer import build_layer
 from erofs_builder.model import Blob, Node
 from erofs_builder.paths import lookup
+from erofs_builder.python_modules import byte_code, is_core, library_of
 from erofs_builder.startup import Command, start_frames
 from erofs_builder.tree import flatten
 from tests.support.oci import tar_of
@@ -189,3 +190,24 @@ def test_followers_as_text() -> None:
 def test_malformed_followers(text: str) -> None:
     with pytest.raises(ArtifactError):
         decode_followers(text)
+
+
+def test_a_python_reads_its_core_modules() -> None:
+    library = "usr/local/lib/python3.12"
+    files = {
+        "usr/local/bin/python3.12": b"#!/nothing\n",
+        f"{library}/__pycache__/enum.cpython-312.pyc": os.urandom(40_000),
+        f"{library}/__pycache__/turtle.cpython-312.pyc": os.urandom(40_000),
+        f"{library}/json/__pycache__/decoder.cpython-312.pyc": os.urandom(40_000),
+        f"{library}/site-packages/__pycache__/enum.cpython-312.pyc": os.urandom(40_000),
+    }
+    out = io.BytesIO()
+    layer = build_layer(io.BytesIO(tar_of(files)), out)
+    places = {path: extent.frame for path, node, _ in layer.entries if node for extent in node.extents}
+    names = [name.encode() for name in files]
+    assert places[names[1]] == places[names[3]] != places[names[2]] == places[names[4]]
+    assert is_core(names[1]) and is_core(names[3]) and not is_core(names[2]) and not is_core(names[4])
+    assert library_of(names[0]) == library.encode() and library_of(b"bin/python3.9") == b"lib/python3.9"
+    assert library_of(b"usr/bin/perl") is None
+    assert {names[1], names[3]} <= set(byte_code(library.encode(), b"312"))
+    assert all(is_core(path) for path in byte_code(b"usr/lib/python3.11", b"311"))
