@@ -17,7 +17,7 @@ from loader.trace import CREATED_ANNOTATION, TRACE_ANNOTATION, TRACE_TYPE, encod
 from loader.worker.hints import Hints
 from loader.worker.link_estimate import LinkEstimate
 from loader.worker.readahead import ReadAhead
-from loader.worker.starts import FOLLOWERS, START, TRACE, Starts
+from loader.worker.starts import FOLLOWERS, PAUSE, START, TRACE, Starts
 from tests.support.cache_files import open_file, sample
 from tests.support.oci import new_layout
 
@@ -126,3 +126,9 @@ def test_what_follows_is_told_once_and_not_with_a_trace(tmp_path: Path) -> None:
     starts.remember(image, TRACE, "")
     starts.remember(image, START, "1:0-8")
     assert starts.complete(image)
+    assert starts.pause(image) == starts.pause(image, [one, other]) == PAUSE
+    for frame in range(9):
+        other.ready.set(frame)
+    assert starts.pause(image, [one, other]) == 0.0
+    starts.remember(image, START, "0:3 0:1")
+    assert starts.pause(image) == 0.0

@@ -19,7 +19,7 @@ from erofs_builder.errors import FormatError, IntegrityError
 from erofs_builder.frames import FrameTable
 from erofs_builder.payload import Form, Payload
 from loader.cache.claims import FlightTable
-from loader.cache.files import CacheFile, prepare_blob
+from loader.cache.files import CacheFile, prepare_blob, store_table
 from loader.cache.layout import Layout
 from loader.cache.ready import boot_id
 from loader.cache.state import ImageRecord, MountRecord, State
@@ -29,7 +29,7 @@ from loader.worker.images import Images
 from loader.worker.link import CallError, Link, as_loader_error
 from loader.worker.objects import Objects, blob_key
 from loader.worker.sharing import AUTO, OFF, PageSharing
-from loader.worker.starts import PAUSE, Starts
+from loader.worker.starts import Starts
 from mounts.mountinfo import mountinfo
 
 log = logging.getLogger(__name__)
@@ -97,18 +97,20 @@ class Mounting:
                 return existing
             path, payload = self._images.payload(image.digest, form)
             domain = choose(payload.erofs)
-            self._announce(payload)
             try:
                 if self.plane == "fanotify":
                     mount_files = partial(self._mount_files, image, target, form, path, payload.tables)
                     record = _preferably(mount_files, domain, must=wanted not in (None, AUTO))
                 else:
+                    for table in payload.tables:  # an image that was just added may have lost its own to a quota
+                        store_table(self._layout, form, table)
                     record = self._mount_fsid(image, target, form)
                     opened = [self._objects.files_of(form, table.blob_digest) for table in payload.tables]
                     self._starts.fetch(image.digest, [files[-1] if files else None for files in opened])
             except CallError as error:
                 raise as_loader_error(error, f"mounting {image.name} on {target}") from None
             self._state.add_mount(record, [table.blob_digest for table in payload.tables])
+        self._announce(payload)  # takes longer than the mount itself where there are many files
         return record
 
     def _existing(self, target: str) -> MountRecord | None:
@@ -134,7 +136,7 @@ class Mounting:
             target=target,
             domain_id=domain or "",
             objects=[file.object for file in files],
-            pause=self._pause(image.digest),
+            pause=self._starts.pause(image.digest, files),
         )
         return MountRecord(target, image.digest, form, "fanotify", None, time.time(), self._boot, domain)
 
@@ -183,12 +185,9 @@ class Mounting:
             fsid=fsid,
             domain_id=self.domain,
             objects=[],
-            pause=self._pause(image.digest),
+            pause=self._starts.pause(image.digest),
         )
         return MountRecord(target, image.digest, form, "cachefiles", fsid, time.time(), self._boot)
-
-    def _pause(self, image: Digest) -> float:
-        return PAUSE if self._starts.complete(image) else 0.0
 
     def umount(self, target: str, *, lazy: bool = False) -> None:
         """Unmount; NotFoundError if nothing of ours is mounted there, BusyError while it is used."""

@@ -86,6 +86,16 @@ class Starts:
         places = self.places(image)
         return bool(places) and places == [(places[0][0], frame) for frame in range(len(places))]
 
+    def pause(self, image: Digest, files: Sequence[CacheFile] = ()) -> float:
+        """Seconds without the kernel's readahead: where the list is complete and not all of it is in `files` yet."""
+        if not self.complete(image):
+            return 0.0
+        here = all(
+            number < len(files) and frame < len(files[number].table) and files[number].ready[frame]
+            for number, frame in self.places(image)
+        )
+        return 0.0 if here else PAUSE
+
     def fetch(self, image: Digest, files: Sequence[CacheFile | None]) -> None:
         """Have an image's start fetched; `files` are those of its blobs, in order."""
         places = self.places(image)
