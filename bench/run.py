@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench import building, complete, disk, growth, many, reading, starting, updating
+from bench import building, complete, disk, growth, many, mounting, reading, starting, updating
 from bench.limits import limits
 from bench.measure import HEADER, Row, failed
 from bench.picture import draw
@@ -36,6 +36,7 @@ GROUPS: dict[tuple[str, ...], Callable[[int], list[Row]]] = {
     ("R8", "R9"): reading.rows,
     ("R10",): complete.rows,
     ("R11",): many.rows,
+    ("R12",): mounting.rows,
     ("R13",): disk.rows,
 }
 STDOUT = Path("-")

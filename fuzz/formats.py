@@ -108,8 +108,8 @@ def compressed_payload(data: bytes) -> None:
     """A payload's zstd stream under a manifest that promises 128 KiB."""
     descriptor = Descriptor("", Digest.of(data), len(data), {PAYLOAD_SIZE_ANNOTATION: str(2 * ALIGNMENT)})
     manifest = Artifact([], {Form.ENCODED: descriptor})
-    plain, tables = verified_payload(data, descriptor, manifest, Form.ENCODED)
-    assert len(plain) == 2 * ALIGNMENT and not tables
+    plain, payload = verified_payload(data, descriptor, manifest, Form.ENCODED)
+    assert len(plain) == 2 * ALIGNMENT and not payload.tables
 
 
 @lru_cache(maxsize=2)

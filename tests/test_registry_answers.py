@@ -18,6 +18,7 @@ from loader.registry.base import Descriptor
 from loader.registry.client import Registry
 from loader.registry.config import HostConfig, RegistryConfig
 from loader.registry.credentials import Credentials, Keychain
+from loader.registry.known import KnownHosts
 from loader.registry.transport import HttpRequest, PlainHttpError
 from loader.worker.sources import Sources
 from tests.support.http import FakeResponse, FakeTransport
@@ -297,6 +298,23 @@ def test_many_threads_distrust_one_mirror_only() -> None:
         list(pool.map(read_then_distrust, range(4)))
     registry.read_range(DIGEST, 0, 4)
     assert transport.lines[-1].split("/")[2] == HOST
+
+
+def test_what_a_host_is_like_is_asked_once_for_all_repositories() -> None:
+    def handler(request: HttpRequest) -> FakeResponse:
+        if request.url.startswith("https://"):
+            raise PlainHttpError("no TLS")
+        return FakeResponse(404) if "/referrers/" in request.url else ranged(request)
+
+    transport, known = FakeTransport(handler), KnownHosts()
+    for name in ("a/b", "c/d"):
+        config = RegistryConfig(insecure=True)
+        registry = Registry(HOST, name, config, transport, Keychain([]), known)
+        registry.read_range(DIGEST, 0, 4)
+        with pytest.raises(ArtifactError):  # the fallback tag is there, and no index
+            registry.referrers(DIGEST, "mine")
+    assert sum(line.startswith("GET https:") for line in transport.lines) == 1
+    assert sum("/referrers/" in line for line in transport.lines) == 1
 
 
 def test_sources_pass_distrust_on() -> None:

@@ -59,9 +59,9 @@ def _descriptor(form: Form, compressed: bytes, size: int | str) -> Descriptor:
 def test_a_right_payload_is_taken(form: Form) -> None:
     payload, artifact, blob = _sample(form)
     compressed = zstandard.compress(payload)
-    data, tables = verified_payload(compressed, _descriptor(form, compressed, len(payload)), artifact, form)
+    data, unpacked = verified_payload(compressed, _descriptor(form, compressed, len(payload)), artifact, form)
     assert data == payload
-    assert [table.blob_digest for table in tables] == [table_of(blob).blob_digest]
+    assert [table.blob_digest for table in unpacked.tables] == [table_of(blob).blob_digest]
 
 
 def test_a_payload_with_another_digest_is_refused() -> None:

@@ -1,4 +1,5 @@
-"""`erofs-loader`: the daemon and the commands that talk to it."""
+"""`erofs-loader`: the daemon and the commands that talk to it. What only some commands need is imported by them: a
+mount should take no longer than it must."""
 
 from __future__ import annotations
 
@@ -6,17 +7,18 @@ import itertools
 import os
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from erofs_builder.errors import IntegrityError
-from erofs_builder.page_trace import PageRun
-from loader.cli.bars import progress_bars
 from loader.cli.common import human_size, json_option, percent, print_json, print_table, run
 from loader.cli.loader_client import Client
 from loader.config import Config, load_config
 from loader.errors import UsageError
+
+if TYPE_CHECKING:
+    from erofs_builder.page_trace import PageRun
 
 _FORMS = click.Choice(["auto", "encoded", "decoded"])
 
@@ -238,6 +240,8 @@ def scrub(context: click.Context, as_json: bool) -> None:
     reports = client(context).stream("/v1/scrub", {})
     report: dict[str, Any] = {"total": 0, "checked": 0, "frames": 0, "damaged": 0, "skipped": []}
     report = next(reports, report)
+    from loader.cli.bars import progress_bars
+
     with progress_bars(quiet=as_json).task("scrub", report["total"]) as bar:
         seen = 0
         for report in itertools.chain([report], reports):  # noqa: B020 - the last one is wanted
@@ -265,6 +269,8 @@ def prefetch(context: click.Context, image: str, paths: tuple[str, ...], form: s
     report: dict[str, Any] = {"fetched": 0, "total": 0}
     reports = client(context).stream("/v1/prefetch", body)
     report = next(reports, report)
+    from loader.cli.bars import progress_bars
+
     with progress_bars(quiet=as_json).task("prefetch", report["total"]) as bar:
         seen = 0
         for report in itertools.chain([report], reports):  # noqa: B020 - the last one is wanted

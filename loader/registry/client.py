@@ -19,6 +19,7 @@ from loader.registry.config import RegistryConfig
 from loader.registry.credentials import Keychain
 from loader.registry.documents import ACCEPT, MANIFEST_LIMIT, describe_manifest, fallback_tag, index_entries
 from loader.registry.endpoint import Endpoint
+from loader.registry.known import KnownHosts
 from loader.registry.patience import patiently
 from loader.registry.status import error_of
 from loader.registry.streams import Readable, read_exactly, verified_stream
@@ -41,14 +42,19 @@ class Registry:
         config: RegistryConfig,
         transport: Transport | None = None,
         keychain: Keychain | None = None,
+        known: KnownHosts | None = None,
     ) -> None:
+        """`transport` and `known` may be shared by repositories."""
+        known = known or KnownHosts()
         self.host = host
         self.repository = repository
         self._transport = transport or PooledTransport(config)
         self._owns_transport = transport is None
         keychain = keychain or Keychain.default(config.auth_file)
-        mirrors = [_mirror(text, repository, config, self._transport, keychain) for text in config.host(host).mirrors]
-        self._upstream = Endpoint(host, repository, config, self._transport, keychain)
+        mirrors = [
+            _mirror(text, repository, config, self._transport, keychain, known) for text in config.host(host).mirrors
+        ]
+        self._upstream = Endpoint(host, repository, config, self._transport, keychain, known=known)
         self._endpoints = [*mirrors, self._upstream]
         self._resting: dict[int, float] = {}  # endpoint's place: until when
         self._lacking: OrderedDict[tuple[int, Digest], float] = OrderedDict()
@@ -227,7 +233,7 @@ def _read_document(response: HttpResponse, what: str) -> bytes:
 
 
 def _referrers_at(endpoint: Endpoint, subject: Digest, artifact_type: str) -> list[Descriptor]:
-    if endpoint.lacks_referrers_until > time.monotonic():
+    if endpoint.lacks_referrers:
         return _fallback_referrers(endpoint, subject)
     path = f"referrers/{subject}?{urlencode([('artifactType', artifact_type)])}"
     found: list[Descriptor] = []
@@ -235,7 +241,7 @@ def _referrers_at(endpoint: Endpoint, subject: Digest, artifact_type: str) -> li
         response = endpoint.send("GET", path, {"Accept": INDEX_TYPE})
         if response.status in (400, 404, 405, 501) and not found:
             response.close()
-            endpoint.lacks_referrers_until = time.monotonic() + _LACK_SECONDS
+            endpoint.note_lack_of_referrers(_LACK_SECONDS)
             return _fallback_referrers(endpoint, subject)
         if response.status != 200:
             raise error_of(response, f"{endpoint}: referrers of {subject}")
@@ -272,10 +278,12 @@ def _next_page(link: str) -> str:
     return target.strip().removeprefix("<").removesuffix(">")
 
 
-def _mirror(text: str, repository: str, config: RegistryConfig, transport: Transport, keychain: Keychain) -> Endpoint:
+def _mirror(
+    text: str, repository: str, config: RegistryConfig, transport: Transport, keychain: Keychain, known: KnownHosts
+) -> Endpoint:
     """A mirror of the configuration: `[http[s]://]HOST[:PORT][/PREFIX]`; the scheme given is the one used."""
     parts = urlsplit(text if "://" in text else f"//{text}")
     if parts.scheme not in ("", "http", "https") or not parts.netloc:
         raise UsageError(f"configuration: mirror {text!r} is not a URL")
     prefix = parts.path.rstrip("/").removesuffix("/v2")
-    return Endpoint(parts.netloc, repository, config, transport, keychain, parts.scheme or None, prefix)
+    return Endpoint(parts.netloc, repository, config, transport, keychain, parts.scheme or None, prefix, known)

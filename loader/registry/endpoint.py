@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from loader.errors import RegistryError, TransientRegistryError, UnreachableErro
 from loader.registry.auth import Authenticator, Scopes, repository_scope
 from loader.registry.config import RegistryConfig
 from loader.registry.credentials import Keychain
+from loader.registry.known import KnownHosts
 from loader.registry.reference import DEFAULT_HOST
 from loader.registry.status import error_of
 from loader.registry.streams import CHUNK, read_exactly
@@ -47,6 +47,7 @@ class Endpoint:
         keychain: Keychain,
         scheme: str | None = None,
         prefix: str = "",
+        known: KnownHosts | None = None,
     ) -> None:
         self.host = host
         self.repository = repository
@@ -55,9 +56,8 @@ class Endpoint:
         netloc = "registry-1.docker.io" if host == DEFAULT_HOST else host
         self._path = f"{netloc}{prefix}/v2/{repository}/"
         self._scheme = scheme or (None if self.settings.insecure else "https")
-        self._scheme_lock = threading.Lock()
+        self.known = known or KnownHosts()
         self._auth = Authenticator(transport, host, repository, keychain, self.settings.insecure)
-        self.lacks_referrers_until = 0.0  # monotonic: it said that it has no referrers API
         self._locations: OrderedDict[Digest, tuple[str, float]] = OrderedDict()
 
     def __str__(self) -> str:
@@ -208,11 +208,25 @@ class Endpoint:
     def _settle_scheme(self) -> None:
         """Hosts that may be insecure: HTTPS first, plain HTTP if nothing there speaks TLS (once)."""
         if self._scheme is None:
-            with self._scheme_lock:
-                self._scheme = self._scheme or self._find_scheme()
+            with self.known.finding(self._netloc):
+                self._scheme = self.known.schemes.get(self._netloc) or self._find_scheme()
+                self.known.schemes[self._netloc] = self._scheme
+
+    @property
+    def _netloc(self) -> str:
+        return self._path.partition("/")[0]
+
+    @property
+    def lacks_referrers(self) -> bool:
+        """Whether it said lately that it has no referrers API."""
+        return self.known.lacks_referrers_until.get(self._netloc, 0.0) > time.monotonic()
+
+    def note_lack_of_referrers(self, seconds: float) -> None:
+        """It said so just now, and is not asked again for so long."""
+        self.known.lacks_referrers_until[self._netloc] = time.monotonic() + seconds
 
     def _find_scheme(self) -> str:
-        netloc = self._path.partition("/")[0]
+        netloc = self._netloc
         try:
             self._transport.send(HttpRequest("GET", f"https://{netloc}/v2/")).close()
             return "https"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from loader.errors import UsageError
 from loader.registry.base import ImageSource, ImageTarget
 from loader.registry.config import RegistryConfig
+from loader.registry.known import KnownHosts
 from loader.registry.layout import Layout
 from loader.registry.reference import (
     DockerArchiveReference,
@@ -55,12 +56,13 @@ class Opener:
         self._config = config
         self._lock = threading.Lock()
         self._transport: Transport | None = None
+        self._known = KnownHosts()
 
     def open(self, text: str) -> ImageSource:
         """The source that a reference names. The caller closes it."""
         reference = parse_reference(text)
         if isinstance(reference, RegistryReference):
-            return _registry(reference, self._config, self._shared())
+            return _registry(reference, self._config, self._shared(), self._known)
         return open_reference(reference, self._config)[0]
 
     def _shared(self) -> Transport:
@@ -97,7 +99,12 @@ def check_target(text: str) -> RegistryReference | LayoutReference:
     raise UsageError(f"{text}: cannot be written to", "a target is docker://HOST/REPOSITORY:TAG or oci:DIR[:TAG]")
 
 
-def _registry(reference: RegistryReference, config: RegistryConfig, transport: Transport | None = None) -> Registry:
+def _registry(
+    reference: RegistryReference,
+    config: RegistryConfig,
+    transport: Transport | None = None,
+    known: KnownHosts | None = None,
+) -> Registry:
     from loader.registry.client import Registry
 
-    return Registry(reference.host, reference.repository, config, transport)
+    return Registry(reference.host, reference.repository, config, transport, known=known)

@@ -50,6 +50,7 @@ class Images:
         self._fetching: dict[tuple[str, str, Form], Future[ImageRecord]] = {}
         self._fetching_lock = threading.Lock()  # held for dictionary operations
         self._unpacking = threading.Lock()  # payloads that decompress to the limit take memory for one at a time
+        self._fresh = threading.local()  # .payload: a digest and the payload that was fetched for it
         self._tags: dict[str, tuple[Form, Digest]] = {}
         self.reload()
 
@@ -128,11 +129,12 @@ class Images:
             compressed = source.blob(metadata)
             self._counters.add("fetched_bytes", len(compressed))
             with self._unpacking:
-                payload, tables = verified_payload(compressed, metadata, artifact, form)
-                self._store(descriptor.digest, form, payload, tables)
+                data, payload = verified_payload(compressed, metadata, artifact, form)
+                self._store(descriptor.digest, form, data, payload.tables)
+                self._fresh.payload = descriptor.digest, payload
             self._starts.remember(descriptor.digest, START, artifact.annotations.get(START_ANNOTATION, ""))
             self._starts.remember(descriptor.digest, FOLLOWERS, artifact.annotations.get(FOLLOWERS_ANNOTATION, ""))
-            sha256 = Digest.of(payload)
+            sha256 = Digest.of(data)
             wait([trace], TRACE_PATIENCE)  # it was asked for while the metadata came
         else:
             sha256 = self._state.payloads(descriptor.digest)[form]
@@ -165,8 +167,14 @@ class Images:
         replace_file(self._layout.payload(image, form), payload, self._layout.tmp)
 
     def payload(self, image: Digest, form: Form) -> tuple[Path, Payload]:
-        """The stored payload and its path, checked against the digest that was recorded with it."""
+        """The stored payload and its path, checked against the digest that was recorded with it.
+
+        What this thread has just fetched is not read again: it is about to be mounted, mostly.
+        """
         path = self._layout.payload(image, form)
+        fresh, self._fresh.payload = getattr(self._fresh, "payload", None), None
+        if fresh is not None and (fresh[0], fresh[1].form) == (image, form):
+            return path, fresh[1]
         expected = self._state.payloads(image).get(form)
         if expected is None or not path.exists():
             raise NotFoundError(f"{image}: its {form.value} metadata is not here")
@@ -199,7 +207,7 @@ class Images:
 
 def verified_payload(
     compressed: bytes, descriptor: Descriptor, artifact: Artifact, form: Form
-) -> tuple[bytes, tuple[FrameTable, ...]]:
+) -> tuple[bytes, Payload]:
     """Decompress a metadata payload, bounded, and hold it against the manifest that it belongs to."""
     descriptor.digest.verify(compressed, "metadata payload")
     size = _payload_size(descriptor)
@@ -214,7 +222,7 @@ def verified_payload(
     expected = [device_tag(form, table.blob_digest) for table in payload.tables]
     if device_tags(payload.erofs) != expected:
         raise IntegrityError("metadata payload: device slots and frame tables do not match")
-    return data, payload.tables
+    return data, payload
 
 
 def _payload_size(descriptor: Descriptor) -> int:
