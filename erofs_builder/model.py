@@ -58,6 +58,7 @@ class Node:
     xattrs: dict[bytes, bytes] = field(default_factory=dict)  # full names, e.g. b"security.capability"
     fingerprint: bytes = b""  # of a regular file's bytes (fingerprint.py), where the image is to carry them
     children: dict[bytes, Node] | None = None  # directories
+    number: int = field(default=-1, init=False, repr=False)  # in the inventory that was made last (erofs/tree.py)
 
     @property
     def is_dir(self) -> bool:

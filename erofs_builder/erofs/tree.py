@@ -14,7 +14,7 @@ from erofs_builder.model import Node
 
 
 class Inventory:
-    """All inodes of a tree, numbered from 0 (the root)."""
+    """All inodes of a tree, numbered from 0 (the root). It holds until another one is made of some of its nodes."""
 
     def __init__(self, root: Node) -> None:
         if not root.is_dir:
@@ -23,12 +23,12 @@ class Inventory:
         self.nodes: list[Node] = [root]
         self.parents = array("L", [0])  # of directories; of the first name for others
         self.extra_links: dict[int, int] = {}  # number: names beyond the first one
-        self._numbers: dict[int, int] = {id(root): 0}
+        root.number = 0  # in the node itself: a dictionary of a million would take 70 MB
         self._collect()
 
     def number(self, node: Node) -> int:
         """A node's place in `nodes`."""
-        return self._numbers[id(node)]
+        return node.number
 
     def nlink(self, number: int) -> int:
         """Link count of what is not a directory."""
@@ -46,12 +46,13 @@ class Inventory:
             subdirectories = []
             for name in sorted(children):
                 child = children[name]
-                number = self._numbers.setdefault(id(child), len(self.nodes))
-                if number < len(self.nodes):
+                number = child.number
+                if 0 <= number < len(self.nodes) and self.nodes[number] is child:
                     if child.is_dir:
                         raise UnsupportedError(f"{self.path(child)}: a directory cannot have two names")
                     self.extra_links[number] = self.extra_links.get(number, 0) + 1
                     continue
+                number = child.number = len(self.nodes)
                 self.nodes.append(child)
                 self.parents.append(parent)
                 if child.is_dir:
@@ -61,7 +62,7 @@ class Inventory:
     def path(self, node: Node) -> str:
         """A path of a node, for messages; undecodable bytes are shown escaped."""
         parts: list[bytes] = []
-        number = self._numbers[id(node)]
+        number = node.number
         while number:
             parent = self.nodes[self.parents[number]]
             child = self.nodes[number]
