@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ from hypothesis import strategies as st
 
 from erofs_builder.payload import Form
 from loader.keeper import presence
+from loader.keeper.notes import MOST, Notes
 from loader.keeper.presence import BLOCK, Presence
+from loader.keeper.protocol import Kind, Request, unpack
+from loader.keeper.requests import Present
 from tests.support.cache_files import open_file, sample
 
 BLOCKS = 100
@@ -55,6 +59,25 @@ def test_nobody_can_shrink_it_and_a_keeper_cannot_write_it() -> None:
     os.close(fd)
     with pytest.raises(TypeError):
         reader.set(0, BLOCK)
+
+
+def test_a_reader_that_goes_on_makes_few_notes() -> None:
+    notes, told = Notes(), []
+    reads = [Present(1, start * BLOCK, BLOCK) for start in range(1000)]
+    reads[500:500] = [Present(2, 0, BLOCK), Present(2, 7 * BLOCK, BLOCK)]
+    for read in reads:
+        told += notes.add(read)
+    assert notes.held
+    told += notes.take()
+    assert not notes.held and not notes.take()
+    kinds, bodies = zip(*map(unpack, told), strict=True)
+    assert set(kinds) == {Kind.PRESENT}
+    requests = [body for body in bodies if isinstance(body, Request)]
+    assert sum(request.id for request in requests) == len(reads)
+    assert [request.object for request in requests].count(2) == 2
+    first = [request for request in requests if request.object == 1]
+    assert len(first) <= 4 + 1000 * BLOCK // MOST
+    assert all(one.offset + one.length == other.offset for one, other in pairwise(first))
 
 
 @pytest.mark.parametrize("form", list(Form))

@@ -26,10 +26,11 @@ from loader.keeper.fdstore import FdStore
 from loader.keeper.host import find_host
 from loader.keeper.leaving import Leaving
 from loader.keeper.mounting import Background, Mounter
+from loader.keeper.notes import HELD, Notes
 from loader.keeper.nursery import Nursery
 from loader.keeper.plane_cachefiles import CachefilesPlane
 from loader.keeper.plane_fanotify import FanotifyPlane
-from loader.keeper.protocol import Answer, Kind, Request, pack_json, pack_present, pack_request, unpack
+from loader.keeper.protocol import Answer, Kind, Request, pack_json, pack_request, unpack
 from loader.keeper.requests import Pending, Present, RequestTable
 from loader.keeper.state import State
 from loader.keeper.workers import Backoff, Worker
@@ -65,6 +66,7 @@ class Keeper:
         self.standby: Worker | None = None
         self.worker_deaths = 0
         self.leaving: Leaving | None = None
+        self._notes = Notes()
         self._backoff = Backoff()
         self._start_at = self._standby_at = self._tick_at = 0.0
         self._selector = selectors.DefaultSelector()
@@ -82,8 +84,11 @@ class Keeper:
         """Serve until told to leave; the exit status."""
         while self.leaving is None or not self.leaving.done:
             self._tend_workers()
-            for key, _ in self._selector.select(_TICK):
+            events = self._selector.select(HELD if self._notes.held else _TICK)
+            for key, _ in events:
                 key.data()
+            if not events:
+                self._send_notes()
             self._tick()
         return 0
 
@@ -103,7 +108,8 @@ class Keeper:
     def _on_kernel(self) -> None:
         for found in self.plane.read():
             if isinstance(found, Present):
-                self._send(pack_present(*found))
+                for packet in self._notes.add(found):
+                    self._send(packet)
             elif not isinstance(found, Pending):
                 self._send(pack_json(Kind.CLOSED, {"object": found.id}))
             elif self.leaving is not None and self.leaving.refuses:
@@ -116,6 +122,7 @@ class Keeper:
         """Send a request to the worker. Without one it waits in the table: every new worker gets all of it."""
         if self.worker is None:
             return
+        self._send_notes()
         if not pending.opening:
             request = Request(pending.id, pending.object, pending.offset, pending.length)
             self.worker.send(pack_request(request))
@@ -123,6 +130,10 @@ class Keeper:
         item = self.state.objects[pending.object]
         body = {"id": pending.id, "object": item.id, "volume": item.volume, "cookie": item.cookie}
         self.worker.send(pack_json(Kind.OPEN, body), self.plane.writers[item.id])
+
+    def _send_notes(self) -> None:
+        for packet in self._notes.take():
+            self._send(packet)
 
     def fail_all(self) -> None:
         """Answer everything that waits with an error."""

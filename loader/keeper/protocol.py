@@ -11,8 +11,8 @@ nothing but its own memory. A packet is a kind byte and then a fixed struct (hot
                packets where there are many
       READY    {"generation", "plane"}: all objects and mounts were sent, the worker may serve. A mount has
                target, plane, source, fsid and domain_id; one that was fenced, and is gone, a reason too
-      PRESENT  the kernel wanted this range, and the keeper has answered already: all of it is there. A REQUEST with
-               the number 0 that gets no ANSWER; for the guesses and the records of the worker
+      PRESENT  the kernel wanted this range, and the keeper has answered already: all of it is there. As a REQUEST, with
+               the number of READs as its number, that gets no ANSWER; for the guesses and the records of the worker
       REQUEST  the kernel wants [offset, offset + length) of an object (in bytes of its form; length is clipped to the
                file and never 0)
       OPEN     {"id", "object", "volume", "cookie"}, with the writer descriptor: cachefiles: the kernel opens an object:
@@ -120,8 +120,8 @@ def pack_request(request: Request) -> bytes:
     return _REQUEST.pack(Kind.REQUEST, *request)
 
 
-def pack_present(object_id: int, offset: int, length: int) -> bytes:
-    return _REQUEST.pack(Kind.PRESENT, 0, object_id, offset, length)
+def pack_present(count: int, object_id: int, offset: int, length: int) -> bytes:
+    return _REQUEST.pack(Kind.PRESENT, count, object_id, offset, length)
 
 
 def pack_answer(answer: Answer) -> bytes:

@@ -82,10 +82,10 @@ class ReadPath:
             self._answer(request.id, errno.EIO)
 
     def seen(self, request: Request) -> None:
-        """A READ that the keeper has answered, for all of it was there: what it tells about those to come."""
-        self._counters.add("requests")
+        """READs that the keeper has answered, for all of it was there: what they tell about those to come."""
+        self._counters.add("requests", request.id)
         self._counters.add("request_bytes", request.length)
-        self._counters.add("requests_ready")
+        self._counters.add("requests_ready", request.id)
         item = self._objects.get(request.object)
         if item is not None and (file := item.file) is not None:
             frames = file.covering(request.offset, request.length)
