@@ -17,6 +17,9 @@ import hashlib
 from collections.abc import Iterable
 
 SIZE = 24  # bytes
+# Of a Debian image's 14,278 files 875 are so large. They hold 79 % of its bytes; their fingerprints are 1.3 bytes an
+# inode on the wire, those of all files 20.
+LARGE = 64 << 10
 _TAG = b"erofs-ondemand file\n"
 _HOLE = bytes(32)
 

@@ -45,7 +45,7 @@ class Options:
     level: int = DEFAULT_LEVEL  # zstd
     hard: int = 0  # bytes of content that are compressed as small as they get before the level counts (blob.BlobWriter)
     threads: int = 2
-    fingerprints: bool = False  # give every file its fingerprint
+    fingerprints: int | None = None  # give files of this size and more their fingerprints
 
 
 class Entry(NamedTuple):
@@ -104,7 +104,7 @@ def build_layer(
 class LayerBuilder:
     """Collects entries while their data go to the packer."""
 
-    def __init__(self, packer: Packer, *, fingerprints: bool = False) -> None:
+    def __init__(self, packer: Packer, *, fingerprints: int | None = None) -> None:
         self._packer = packer
         self._fingerprints = fingerprints
         self._entries: list[Entry] = []
@@ -155,7 +155,7 @@ class LayerBuilder:
         locate = self._packer.pieces.locate(blob or Blob())
         for node, file in zip(self._files, self._places, strict=True):
             node.extents = locate(file, node.size)
-            if self._fingerprints:
+            if self._fingerprints is not None and node.size >= self._fingerprints:
                 node.fingerprint = self._packer.pieces.fingerprint(file, node.size)
         return Layer(self._entries, blob, self._packer.pieces.contents())
 

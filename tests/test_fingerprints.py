@@ -36,7 +36,7 @@ from tests.support import erofs_utils, odd_tree
 from tests.support.treediff import compare, scan
 
 forms = pytest.mark.parametrize("form", Form, ids=lambda form: form.value)
-ON = Options(fingerprints=True, threads=1)
+ON = Options(fingerprints=1, threads=1)
 
 
 def publish(root: Path, target: Path, tag: str = "latest", base: str | None = None, options: Options = ON) -> None:
@@ -108,7 +108,7 @@ def test_other_images_have_the_same(root: Path, published: Path, tmp_path: Path)
     for name in ("noise", "small"):
         (other / name).write_bytes((root / name).read_bytes())
     (other / "a new one").write_bytes(b"new")
-    publish(other, tmp_path / "own", options=Options(level=1, threads=1, fingerprints=True))
+    publish(other, tmp_path / "own", options=Options(level=1, threads=1, fingerprints=1))
     publish(other, tmp_path / "based", base=f"oci:{published}:latest")
     expected = entries(published)[0]
     for found in entries(tmp_path / "own") + entries(tmp_path / "based"):

@@ -31,7 +31,7 @@ from tests.support import odd_tree
 from tests.support.daemon import Daemon, make_tree, read_all
 
 IMAGE = Digest.of(b"image")
-ON = Options(fingerprints=True, threads=1)
+ON = Options(fingerprints=1, threads=1)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from erofs_builder.blob import DEFAULT_LEVEL, HARD_LEVEL
+from erofs_builder.fingerprint import LARGE
 from erofs_builder.layer import Options
 from loader.artifact import descriptor_to_json
 from loader.cli.bars import progress_bars
@@ -18,6 +19,9 @@ from loader.convert.convert import Converted, ConvertedLayer, Request, Result, l
 from loader.convert.convert import convert as convert_image
 
 _UPDATE = 64 << 20  # bytes of each layer: an update is small, and fetched by many
+
+
+_FINGERPRINTS = {"none": None, "large": LARGE, "all": 1}
 
 
 @click.command()
@@ -46,8 +50,10 @@ _UPDATE = 64 << 20  # bytes of each layer: an update is small, and fetched by ma
 )
 @click.option(
     "--fingerprints",
-    is_flag=True,
-    help="Carry every file's fingerprint (25 bytes each), so that kernels of 7.0 and later share page cache.",
+    type=click.Choice(list(_FINGERPRINTS)),
+    default="large",
+    show_default=True,
+    help="Carry fingerprints of files from 64 KiB on, or of all (25 bytes each), by which kernels share page cache.",
 )
 @click.option(
     "--trace",
@@ -66,7 +72,7 @@ def convert(
     level: int | None,
     metadata_level: int,
     threads: int,
-    fingerprints: bool,
+    fingerprints: str,
     trace: str | None,
     insecure: bool,
     config: str | None,
@@ -80,7 +86,9 @@ def convert(
     """
     lean_memory()
     hard = _UPDATE if base and level is None else 0
-    options = Options(level=level or DEFAULT_LEVEL, hard=hard, threads=threads, fingerprints=fingerprints)
+    options = Options(
+        level=level or DEFAULT_LEVEL, hard=hard, threads=threads, fingerprints=_FINGERPRINTS[fingerprints]
+    )
     request = Request(source, target, platform, base, options, metadata_level, trace)
     result = convert_image(request, registry_config(config, insecure), progress_bars(quiet=as_json))
     if as_json:

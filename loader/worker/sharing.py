@@ -76,7 +76,7 @@ class PageSharing:
             if not has_fingerprints(erofs):
                 raise NotFoundError(
                     "the image has no fingerprints to share page cache by",
-                    hint="convert it with `erofs-builder convert --fingerprints`",
+                    hint="convert it with `erofs-builder convert --fingerprints large`, or all",
                 )
             return wanted
         if not self._can(form, erofs):

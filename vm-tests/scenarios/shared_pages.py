@@ -47,7 +47,7 @@ def _publish(host, folder):
         name = repository.rpartition(":")[2]
         source = f"rootfs:{folder / name}" if name == "program" else f"oci:{layout}:{name}"
         target = f"docker://{host.registry.address}/{repository}"
-        options = ("--insecure", "--fingerprints", "--level", str(level))
+        options = ("--insecure", "--fingerprints", "all", "--level", str(level))
         host.program("loader.cli.builder", "convert", source, target, *options)
 
 
