@@ -51,7 +51,7 @@ class Waiter:
 class Flight:
     """One frame on its way."""
 
-    __slots__ = ("attempts", "fetching", "file", "frame", "held", "priority", "refusals", "waiters")
+    __slots__ = ("attempts", "counted", "fetching", "file", "frame", "held", "priority", "refusals", "waiters")
 
     def __init__(self, file: CacheFile, frame: int, priority: Priority) -> None:
         self.file = file
@@ -59,6 +59,7 @@ class Flight:
         self.priority = priority
         self.waiters: list[Waiter] = []
         self.fetching = False
+        self.counted: Priority | None = None  # where its bytes count as being on their way
         self.attempts = 0
         self.refusals = 0  # attempts whose bytes were wrong or not there
         self.held: bytes | None = None  # verified bytes that the disk has no room for
@@ -253,6 +254,7 @@ class FlightTable:
             size += following.encoded_size
         for flight in run:
             flight.fetching = True
+            flight.counted = priority
             flight.attempts += 1
         self._fetching[priority] += 1
         self._flying[priority] += size
@@ -263,8 +265,8 @@ class FlightTable:
         """The range of a taken run is over, whatever became of it. Flights that neither landed nor failed fly again."""
         with self._condition:
             self._fetching[run.priority] -= 1
-            self._flying[run.priority] -= sum(flight.encoded_size for flight in run.flights)
             for flight in run.flights:
+                self._arrived(flight)
                 if flight.fetching and self._flights.get((flight.file, flight.frame)) is flight:
                     self._again(flight, 0.0)
             if self._delayed or self._queues[Priority.BACKGROUND]:
@@ -317,14 +319,23 @@ class FlightTable:
                 for queue in self._queues:
                     queue.pop(key, None)
                 flight.fetching = False
+                self._arrived(flight)
                 for waiter in flight.waiters:
                     waiter.remaining -= 1
                     if (error or not waiter.remaining) and (done := waiter.take_done()):
                         waiter.remaining = 0 if error else waiter.remaining
                         called.append(done)
                 flight.waiters = []
+            if self._queues[Priority.AHEAD]:
+                self._wake()  # the next range is asked for while the rest of this one comes
         for done in called:
             done(error)
+
+    def _arrived(self, flight: Flight) -> None:
+        """Its bytes are on their way no more."""
+        if flight.counted is not None:
+            self._flying[flight.counted] -= flight.encoded_size
+            flight.counted = None
 
     def expire(self) -> int:
         """End the waiting of everybody whose deadline has passed, with EIO; how many there were."""
