@@ -28,7 +28,7 @@ CHOSEN = (
     "debian-6.12:encoded:kills",
     "debian-6.12:decoded:by_hand",
     "trixie-backports:encoded:mount",
-    "trixie-backports:decoded:kills",
+    "trixie-backports:decoded:probe",
     "trixie:none:probe",
     "host:encoded:mount",
     "host:decoded:kills",

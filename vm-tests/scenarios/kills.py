@@ -13,7 +13,7 @@ def host(host):
     from rig.product import published, slow_link
 
     task = published(host)
-    return slow_link(host, task, rate=0.14e6)
+    return slow_link(host, task, rate=0.2e6)
 
 
 def kills(guest):
