@@ -25,6 +25,10 @@ def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def is_nursery(pid: int) -> bool:
     return b"loader.worker.nursery" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
@@ -46,20 +50,25 @@ def test_workers_come_from_the_nursery(daemon: Daemon) -> None:
 
 
 def test_a_killed_nursery_takes_no_worker_with_it(daemon: Daemon) -> None:
-    worker = daemon.worker()
+    """And its workers, which the next one cannot reap, take nothing with them when they end."""
+    worker, keeper = daemon.worker(), daemon.command("status")["keeper"]["pid"]
     nursery = parent(worker)
     os.kill(nursery, signal.SIGKILL)
     wait_until(lambda: "the nursery: ended" in daemon.log.read_text())
     assert daemon.worker() == worker
-    replace_worker(daemon)  # there is still a standby worker
+    wait_until(lambda: [pid for pid in children(keeper) if is_nursery(pid)])
+    second = next(pid for pid in children(keeper) if is_nursery(pid))
+    wait_until(lambda: "_ssl" in Path(f"/proc/{second}/maps").read_text())  # nearly all is loaded
+    while parent(daemon.worker()) != second:
+        replace_worker(daemon)
     replace_worker(daemon)
-    wait_until(lambda: is_nursery(parent(daemon.worker())) or not replace_worker(daemon))
-    assert parent(daemon.worker()) != nursery
+    assert parent(daemon.worker()) == second
+    assert daemon.log.read_text().count("the nursery: ended") == 1
 
 
 def test_a_stopped_nursery_is_done_without(daemon: Daemon) -> None:
     nursery = parent(daemon.worker())
-    wait_until(lambda: len(list(Path(f"/proc/{nursery}/task/{nursery}/children").read_text().split())) == 2)
+    wait_until(lambda: len(children(nursery)) == 2)
     os.kill(nursery, signal.SIGSTOP)
     replace_worker(daemon)
     replace_worker(daemon)

@@ -68,8 +68,11 @@ def _become_worker() -> None:
 
 
 def _reap(pid: int) -> int:
-    """The exit status of a worker that has ended, negative for a signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    """The exit status of a worker that has ended, negative for a signal. A former nursery's is not ours to know."""
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except ChildProcessError:
+        return -signal.SIGKILL
 
 
 if __name__ == "__main__":
