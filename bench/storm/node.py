@@ -165,9 +165,13 @@ class Storm:
         while True:
             time.sleep(0.1)
             complete = len(self.victim.workers()) > 1  # the one that waits is there again
-            found = self.victim.descriptors()
+            names = self.victim.descriptors()
+            found = {name: len(open_files) for name, open_files in names.items()}
             first = self.descriptors[0] if self.descriptors else found
-            if (complete and all(found[name] <= first[name] for name in found)) or time.monotonic() > until:
+            if complete and all(found[name] <= first[name] for name in found):
+                return found
+            if time.monotonic() > until:
+                print(f"descriptors stay: first {first}, now {names}", flush=True)
                 return found
 
     def _wait(self) -> None:

@@ -176,12 +176,12 @@ class Victim:
             if _is_zombie(pid) and _is_ours(pid):
                 os.waitpid(pid, 0)
 
-    def descriptors(self) -> dict[str, int]:
-        """How many descriptors each kind of process has; of the worker's, those that are not connections."""
+    def descriptors(self) -> dict[str, list[str]]:
+        """What each kind of process has open; of the worker, what is not a connection."""
         pids = {"supervisor": self.supervisor, "keeper": self.keeper(), "worker": self.workers()[0]}
         found = {name: _open_files(pid) for name, pid in pids.items()}
         found["worker"] = [name for name in found["worker"] if not name.startswith("socket:")]
-        return {name: len(names) for name, names in found.items()}
+        return found
 
     def complain(self) -> None:
         """Have everything in flight and all stacks logged."""
