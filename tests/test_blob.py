@@ -13,7 +13,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from erofs_builder.blob import MAX_FRAME, BlobWriter, padding_for
+from erofs_builder.blob import HARD_LEVEL, MAX_FRAME, BlobWriter, padding_for
 from erofs_builder.digest import Digest
 from erofs_builder.frames import BLOCK, FrameTable
 from tests.support.nodes import zstd_decode
@@ -35,9 +35,9 @@ def contents(seed: int, count: int) -> list[bytes]:
     return frames
 
 
-def write(frames: list[bytes], *, threads: int = 2, level: int = 3) -> tuple[bytes, FrameTable]:
+def write(frames: list[bytes], *, threads: int = 2, level: int = 3, hard: int = 0) -> tuple[bytes, FrameTable]:
     out = io.BytesIO()
-    with BlobWriter(out, threads=threads, level=level) as writer:
+    with BlobWriter(out, threads=threads, level=level, hard=hard) as writer:
         assert [writer.add(frame) for frame in frames] == list(range(len(frames)))
         table = writer.finish()
     return out.getvalue(), table
@@ -50,6 +50,18 @@ def test_the_zstd_program_decodes_a_blob(tmp_path: Path) -> None:
     path.write_bytes(blob)
     subprocess.run(["zstd", "-tq", str(path)], check=True)
     assert zstd_decode(blob) == b"".join(frames)
+
+
+def test_the_first_bytes_can_be_compressed_harder() -> None:
+    frames = contents(4, 40)
+    easy, easy_table = write(frames)
+    hard, hard_table = write(frames, level=HARD_LEVEL)
+    size = sum(map(len, frames[:20]))
+    mixed, table = write(frames, hard=size)
+    assert mixed[: hard_table[20].encoded_offset] == hard[: hard_table[20].encoded_offset]
+    assert mixed[table[20].encoded_offset :] == easy[easy_table[20].encoded_offset :]
+    assert write(frames, hard=1 << 30)[0] == hard
+    assert write(frames, hard=size, threads=1)[0] == mixed
 
 
 def test_the_table_describes_the_blob() -> None:

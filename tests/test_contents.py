@@ -13,7 +13,7 @@ from erofs_builder.digest import Digest
 from erofs_builder.errors import ArtifactError
 from erofs_builder.hot import crc32c
 from erofs_builder.model import Blob
-from erofs_builder.pieces import base_pieces
+from erofs_builder.pieces import Pieces, base_pieces
 from tests.support.nodes import build
 from tests.support.tars import Tar
 
@@ -95,3 +95,15 @@ def test_a_base_index_that_points_outside_its_blob_is_refused() -> None:
         with pytest.raises(ArtifactError, match="content index"):
             base_pieces([(blob.digest, wrong)], {blob.digest: blob})
     assert base_pieces([(Digest.of(b"other"), layer.contents)], {blob.digest: blob}) == {}
+
+
+def test_digests_that_begin_alike_are_told_apart() -> None:
+    pieces = Pieces()
+    digests = [b"begin " + bytes([number]) * 26 for number in range(4)]
+    for number, digest in enumerate(digests[:3]):
+        assert pieces.find(digest, at_start=False) is None
+        assert pieces.add(digest, number, 4096, 10) == number
+    assert [pieces.find(digest, at_start=False) for digest in digests] == [0, 1, 2, None]
+    assert pieces.find(digests[1], at_start=True) is None
+    assert pieces.add(digests[1], 7, 0, 10) == 3
+    assert (pieces.find(digests[1], at_start=True), pieces.find(digests[1], at_start=False)) == (3, 1)

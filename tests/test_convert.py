@@ -13,18 +13,20 @@ import pytest
 
 from erofs_builder.digest import Digest
 from erofs_builder.errors import ArtifactError, FormatError, IntegrityError, TarError, UnsupportedError
+from erofs_builder.layer import Options
 from erofs_builder.payload import Form
 from erofs_builder.tree import walk
-from loader.artifact import ARTIFACT_TYPE, BLOB_TYPE, INDEX_TYPE
+from loader.artifact import ARTIFACT_TYPE, BLOB_TYPE, GENERATION_ANNOTATION, INDEX_TYPE, MANIFEST_TYPE
 from loader.convert.check import check_artifact
 from loader.convert.convert import Request, Result, convert
 from loader.convert.progress import NoProgress
 from loader.convert.survey import load_tree
 from loader.errors import LoaderError, NotFoundError, UsageError
+from loader.registry.base import Descriptor
 from loader.registry.client import Registry
 from loader.registry.config import RegistryConfig
 from loader.registry.documents import encode_index, fallback_tag
-from loader.registry.find import find_artifact
+from loader.registry.find import find_artifact, generation_of, newest_first
 from loader.registry.layout import Layout
 from loader.registry.open import open_image
 from tests.support.oci import MANIFEST, add_image, add_index, new_layout, put, tar_of
@@ -46,8 +48,10 @@ def layout(tmp_path: Path) -> Layout:
     return new_layout(tmp_path / "source")
 
 
-def run(source: str, target: str, platform: str | None = None, base: str | None = None) -> Result:
-    return convert(Request(source, target, platform, base), RegistryConfig())
+def run(
+    source: str, target: str, platform: str | None = None, base: str | None = None, options: Options | None = None
+) -> Result:
+    return convert(Request(source, target, platform, base, options or Options()), RegistryConfig())
 
 
 def tree_of(reference: str, form: Form | None = None, platform: str | None = None) -> dict[str, int]:
@@ -293,6 +297,33 @@ def test_what_was_never_converted(host: str, layout: Layout) -> None:
     with pytest.raises(LoaderError):
         find_artifact(registry, "t")
     registry.close()
+
+
+def test_the_newest_artifact_of_an_image_is_found(host: str, layout: Layout) -> None:
+    """Whatever the order in which they are listed; and what is the newest already is published once."""
+    add_image(layout, [TAR, UPPER], "image")
+    for target in (f"oci:{layout.path}", f"docker://{host}/newest"):
+        seen: list[Digest] = []
+        for level in (3, 9, 9, 3, 1):
+            converted = run(f"oci:{layout.path}:image", f"{target}:artifact", options=Options(level=level)).images[0]
+            assert converted.subject is not None
+            source, _ = open_image(f"{target}:artifact", RegistryConfig())
+            known = source.referrers(converted.subject.digest, ARTIFACT_TYPE)
+            assert newest_first(known)[0].digest == newest_first(known[::-1])[0].digest
+            assert newest_first(known)[0].digest == converted.published.descriptor.digest
+            seen.append(converted.published.descriptor.digest)
+            source.close()
+        assert seen[1] == seen[2]
+        assert len(set(seen)) == 4
+    assert find_artifact(layout, "image")[0].digest == seen[-1]
+
+
+def test_generations_that_are_none() -> None:
+    descriptors = [
+        Descriptor(MANIFEST_TYPE, Digest.of(text.encode()), 1, {GENERATION_ANNOTATION: text})
+        for text in ("-1", "1" * 40, "²", "x", "")
+    ]
+    assert {generation_of(descriptor) for descriptor in descriptors} == {0}
 
 
 def test_referrers_that_lie_or_are_gone_are_passed_over(layout: Layout) -> None:
