@@ -10,7 +10,7 @@ import pytest
 from erofs_builder.digest import Digest
 from erofs_builder.errors import FrameTableError
 from erofs_builder.payload import Form
-from loader.cache.files import load_table, prepare_blob
+from loader.cache.files import load_table, prepare_blob, store_table
 from loader.cache.layout import Layout, replace_file
 from loader.cache.ready import ReadyMap
 from loader.cache.state import ImageRecord, MountRecord, State
@@ -25,6 +25,23 @@ BOOT, NEXT_BOOT = bytes(16), b"\1" * 16
 def tmp(tmp_path: Path) -> Path:
     (tmp_path / "tmp").mkdir()
     return tmp_path / "tmp"
+
+
+def test_a_table_is_stored_while_its_directory_is_evicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout, table = Layout(tmp_path), table_of(sample(3))
+    layout.prepare()
+    directory = layout.blob(table.blob_digest, Form.ENCODED)
+    evictions = iter([directory.rmdir, directory.rmdir])
+    rename = Path.rename
+
+    def evict_before(path: Path, target: Path) -> Path:
+        next(evictions, lambda: None)()
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", evict_before)
+    store_table(layout, Form.ENCODED, table)
+    assert load_table(layout, Form.ENCODED, table.blob_digest).encode() == table.encode()
+    assert not list(layout.tmp.iterdir())
 
 
 def test_a_bit_survives_the_process_but_not_the_boot(tmp_path: Path, tmp: Path) -> None:

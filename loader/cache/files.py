@@ -20,6 +20,8 @@ from loader.cache.sums import Sums
 from loader.cache.writer import Writer
 from loader.keeper.presence import Presence
 
+_EVICTED_MEANWHILE = 5  # times
+
 
 class CacheFile:
     """A blob in one form in one place. Compared by identity: there is one of these per place in a worker.
@@ -183,7 +185,13 @@ def store_table(layout: Layout, form: Form, table: FrameTable) -> None:
             return
     except FileNotFoundError:
         pass
-    replace_file(path, encoded, layout.tmp)
+    for attempt in range(_EVICTED_MEANWHILE):
+        try:
+            replace_file(path, encoded, layout.tmp)
+            return
+        except FileNotFoundError:  # no image was known to need it yet, and it went: once more
+            if attempt == _EVICTED_MEANWHILE - 1:
+                raise
 
 
 def load_table(layout: Layout, form: Form, blob: Digest) -> FrameTable:

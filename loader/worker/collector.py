@@ -27,6 +27,7 @@ SLACK_PART = 8  # but at most the 8th part of what is there, or of the quota
 # A file that is complete loses its mark and with it the means to evict parts of it. So no more files do when this much
 # of the quota is used: the rest is always there to be evicted from.
 MAY_COMPLETE = 0.75
+PATIENCE = 30.0  # seconds to hear of all objects that are open
 CHECK_AFTER = 32  # the quota is looked at when its 32nd part was written
 SAY_AGAIN = 60.0
 LOOK = 15.0  # seconds: what the kernel keeps gets its name, and counts, when it is unmounted
@@ -59,15 +60,22 @@ class Collector:
         self._quota = quota
         self._lock = threading.Lock()
         self._over = threading.Event()
+        self._all_known = threading.Event()
         self._check_at = 0.0  # bytes written
         self._check_again = 0.0  # time.monotonic()
         self._said = float("-inf")
+
+    def begin(self) -> None:
+        """All objects that are open are known by now; before, nothing is evicted."""
+        self._all_known.set()
 
     def usage(self) -> list[BlobUsage]:
         return measure(self._layout, self._state)
 
     def collect(self, *, needed: int | None = None, unreferenced_only: bool = True, dry_run: bool = False) -> Collected:
         """Remove whole blobs until `needed` bytes are free (None: all that may go)."""
+        if not self._all_known.wait(PATIENCE):
+            return Collected(0, 0)
         self._mounting.release_unused()
         with self._lock, self._mounting.exclusive():
             victims = choose_victims(self.usage(), self._busy, needed=needed, unreferenced_only=unreferenced_only)
@@ -77,6 +85,9 @@ class Collector:
         return Collected(len(victims), sum(victim.allocated for victim in victims))
 
     def _busy(self, usage: BlobUsage) -> bool:
+        """Whether a blob is open. With cachefiles all that lies here is tables, which whoever opens a blob needs."""
+        if self._culler is not None:
+            return usage.referenced or bool(self._objects.files_of(usage.form, usage.blob))
         return self._objects.file(usage.form, usage.blob) is not None
 
     def _evict_blob(self, victim: BlobUsage) -> None:
@@ -132,7 +143,7 @@ class Collector:
 
     def watch(self) -> None:
         """To be called often: has the quota looked at (by `run`) when it is due."""
-        if self._quota is None:
+        if self._quota is None or not self._all_known.is_set():
             return
         if self._counters.get("written_bytes") >= self._check_at or time.monotonic() >= self._check_again:
             self._over.set()

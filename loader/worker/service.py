@@ -168,6 +168,7 @@ class Service:
             self.fenced += body.get("fenced") or ()
         elif kind is Kind.READY:
             self.generation = int(body.get("generation", 0))
+            self.collector.begin()
             self.executor.submit(self._recover, self._held)
         else:
             log.error("unexpected packet %s", kind.name)
