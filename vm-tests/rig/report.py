@@ -10,8 +10,9 @@ from rig.table import Kernel
 HEAD = """# Kernels
 
 What was run where, and how it ended. This page is generated: `vm-tests/run --report docs/kernels.md` boots every kernel
-of `vm-tests/kernels.toml` under QEMU, runs every scenario in every cell (a plane and a form of a kernel) and writes it.
-A time is that of the whole scenario, boot included; the machine is emulated, so it says nothing about speed. *Lost* is
+of `vm-tests/kernels.toml` under QEMU, runs every scenario in every cell (a plane and a form of a kernel) and writes it;
+*host* is the kernel of the machine that ran it, without QEMU. A time is that of the whole scenario, boot included; the
+machines are emulated and several ran at once, so it says nothing about speed. *Lost* is
 a machine that ended without an answer; it is neither passed nor failed. An empty place: the scenario is not for that
 cell.
 
@@ -35,6 +36,7 @@ keeper's death readers of data not yet cached get EIO until the image is mounted
 | 7.1.8, 7.2 and later | cachefiles on-demand mode is gone | the fanotify plane |
 """
 
+HOW = {"source": "built from source", "stock": "Debian's own", "host": "the machine's own, without QEMU"}
 Results = list[dict[str, Any]]
 
 
@@ -93,8 +95,8 @@ def _kernels(results: Results, kernels: dict[str, Kernel]) -> str:
     for name, kernel in kernels.items():
         releases = sorted({r["release"] for r in results if r["kernel"] == name and r["release"]})
         if releases:
-            how = "built from source" if kernel.origin == "source" else "Debian's own"
-            rows.append(f"| {name} | {kernel.package} ({kernel.suite}) | {', '.join(releases)} | {how} |")
+            package = f"{kernel.package} ({kernel.suite})" if kernel.origin != "host" else ""
+            rows.append(f"| {name} | {package} | {', '.join(releases)} | {HOW[kernel.origin]} |")
     return "## Kernels of this run\n\n" + "\n".join(rows) + "\n"
 
 
