@@ -84,9 +84,9 @@ CALLS = {
     " again gives the same object",
     "release": "object: fanotify: unmark and close (no mount uses it any more)",
     "complete": "object: fanotify: the file is whole and synced: remove the mark, keep the object",
-    "mount": "source, devices, options, target, fsid, domain_id, objects: mount EROFS (fsid: cachefiles; domain_id: its, or,"
-    " with the option inode_share, that of shared page cache; source and devices, paths in slot order: fanotify; objects: numbers that this mount reads; pause: seconds"
-    " without the kernel's readahead) → {}",
+    "mount": "source, devices, options, target, fsid, domain_id, objects: mount EROFS (fsid: cachefiles; domain_id:"
+    " cachefiles' domain, or with the option inode_share that of the page cache; source and devices, paths in slot"
+    " order: fanotify; objects: numbers that this mount reads; pause: seconds without the kernel's readahead) → {}",
     "umount": "target, lazy → {}",
     "mark": "object: fanotify: mark again (a complete object whose blocks are to be evicted)",
     "idle": "object, ranges [[start, end], …] (at most MOST_RANGES): fanotify: which of them nobody waits for and no"
