@@ -27,6 +27,10 @@ def probe(guest):
         works = {f"{finding['plane']}/{finding['form']}" for finding in findings if finding["works"]}
         guest.fact("works", ", ".join(sorted(works)) or "nothing")
         expect(works == wanted, f"works: {works}, the table says {wanted}: {findings}")
+    for finding in findings:
+        if finding["works"] and (finding["plane"], finding["form"]) == ("fanotify", "encoded"):
+            shares = "works" if finding["shares_page_cache"] else f"no, needs {finding['not_shared']}"
+            guest.fact("page cache shared between images", shares)
     with guest.step("for the rest, what is missing and what to do"):
         for finding in findings:
             if not finding["works"]:
