@@ -24,7 +24,7 @@ from mounts.syscalls import MNT_DETACH
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _SERVE = "from loader.cli.loader import main; main()"
 _PR_SET_CHILD_SUBREAPER = 36
-_PATIENCE = 90.0
+_PATIENCE = 240.0  # seconds: on a busy machine a start takes long
 # Kinds of kill and how often each comes, in per mille.
 KINDS = {
     "worker SIGKILL": 560,
