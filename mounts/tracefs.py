@@ -12,6 +12,7 @@ Compressed files do not do: a frame is decoded whole.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import threading
@@ -109,8 +110,11 @@ def _no_readahead() -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         for device in backing_devices():
-            with contextlib.suppress(FileNotFoundError):  # unmounted just now
+            try:
                 stack.callback(restore_readahead, device, set_readahead(device, 0))
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENODEV):  # unmounted just now
+                    raise
         yield
 
 
