@@ -214,12 +214,16 @@ def test_records_survive(tmp_path: Path) -> None:
     assert state.find_id("zzzzzzzz") is state.find_id(image.digest.hex[:5]) is None
     assert state.payloads(image.digest) == {Form.ENCODED: Digest.of(b"payload"), Form.DECODED: Digest.of(b"other")}
     assert [mount.target for mount in state.mounts()] == ["/mnt"]
+    assert state.mount_at("/mnt") == state.mounts()[0] and state.mount_at("/other") is None
+    assert state.mounted_blobs() == {(blob, Form.ENCODED)}
+    assert state.image(image.digest) == image and state.image(Digest.of(b"unknown")) is None
     assert state.proven(blob, Form.ENCODED)
     assert not state.proven(blob, Form.DECODED)
     state.remove_mount("/mnt")
     state.remove_image(image.digest)
     assert state.images() == []
     assert state.mounts() == []
+    assert state.mounted_blobs() == set()
     assert state.referenced() == set()
 
 

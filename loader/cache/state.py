@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from erofs_builder.digest import Digest
 from erofs_builder.payload import Form
@@ -50,6 +51,9 @@ CREATE TABLE IF NOT EXISTS page_domains (
     target TEXT PRIMARY KEY REFERENCES mounts ON DELETE CASCADE, domain TEXT NOT NULL
 );
 """
+_MOUNTS = (
+    "SELECT target, image, form, plane, fsid, made, boot, domain FROM mounts LEFT JOIN page_domains USING (target)"
+)
 _TOUCH = "INSERT INTO blobs (blob, form, used) VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET used = excluded.used"
 
 
@@ -230,11 +234,20 @@ class State:
 
     def mounts(self) -> list[MountRecord]:
         with self._lock:
-            rows = self._db.execute(
-                "SELECT target, image, form, plane, fsid, made, boot, domain FROM mounts "
-                "LEFT JOIN page_domains USING (target) ORDER BY made, target"
-            ).fetchall()
-        return [MountRecord(row[0], Digest.parse(row[1]), Form(row[2]), *row[3:]) for row in rows]
+            rows = self._db.execute(f"{_MOUNTS} ORDER BY made, target").fetchall()
+        return [_mount_record(row) for row in rows]
+
+    def mount_at(self, target: str) -> MountRecord | None:
+        """The mount that is on record there."""
+        with self._lock:
+            row = self._db.execute(f"{_MOUNTS} WHERE target = ?", (target,)).fetchone()
+        return _mount_record(row) if row else None
+
+    def mounted_blobs(self) -> set[tuple[Digest, Form]]:
+        """The blobs of all images that are mounted, in the forms in which they are."""
+        with self._lock:
+            rows = self._db.execute("SELECT DISTINCT blob, form FROM mounts JOIN image_blobs USING (image)").fetchall()
+        return {(Digest.parse(blob), Form(form)) for blob, form in rows}
 
     # Blobs
 
@@ -273,3 +286,7 @@ class State:
         with self._lock:
             rows = self._db.execute("SELECT DISTINCT blob FROM image_blobs").fetchall()
         return {Digest.parse(blob) for (blob,) in rows}
+
+
+def _mount_record(row: tuple[Any, ...]) -> MountRecord:
+    return MountRecord(row[0], Digest.parse(row[1]), Form(row[2]), *row[3:])

@@ -114,7 +114,7 @@ class Mounting:
         return record
 
     def _existing(self, target: str) -> MountRecord | None:
-        record = next((mount for mount in self._state.mounts() if mount.target == target), None)
+        record = self._state.mount_at(target)
         if record is None:
             return None
         if record.boot == self._boot and is_mounted(target):
@@ -192,7 +192,7 @@ class Mounting:
     def umount(self, target: str, *, lazy: bool = False) -> None:
         """Unmount; NotFoundError if nothing of ours is mounted there, BusyError while it is used."""
         with self._lock:
-            if not any(mount.target == target for mount in self._state.mounts()):
+            if self._state.mount_at(target) is None:
                 raise NotFoundError(f"{target}: no mount of this daemon", hint="`erofs-loader list` shows its mounts")
             if is_mounted(target):
                 try:
@@ -208,13 +208,7 @@ class Mounting:
             return 0
         released = 0
         with self._lock:
-            images = {image.digest: image for image in self._state.images()}
-            wanted = {
-                (blob, mount.form)
-                for mount in self._state.mounts()
-                if mount.image in images
-                for blob, _ in images[mount.image].blobs
-            }
+            wanted = self._state.mounted_blobs()
             for file in self._objects.files():
                 key = (file.blob, file.form)
                 if key not in wanted and not self._held[key] and self._unused(file):
