@@ -14,6 +14,7 @@ from unittest import mock
 from cachefiles import wire as cachefiles_wire
 from erofs_builder.digest import Digest
 from erofs_builder.errors import FormatError, IntegrityError
+from erofs_builder.followers import decode_followers, encode_followers
 from erofs_builder.frame_list import decode_frames, encode_frames
 from erofs_builder.page_trace import decode_page_trace, encode_page_trace
 from erofs_builder.payload import Form
@@ -183,11 +184,14 @@ class _Source:
 
 
 def trace(data: bytes) -> None:
-    """What a start reads: a list of frames (f), a document of pages (p), or a referrer with either (r)."""
+    """What a start reads: frames (f), what follows some (w), a document of pages (p), or a referrer with either (r)."""
     kind, body = data[:1], data[1:]
     if kind == b"f":
         frames = decode_frames(body.decode("latin-1"))
         assert decode_frames(encode_frames(frames)) == frames or len(encode_frames(frames)) > 60000
+    elif kind == b"w":
+        followers = decode_followers(body.decode("latin-1"))
+        assert decode_followers(encode_followers(followers)).items() <= followers.items()
     elif kind == b"p":
         runs = decode_page_trace(body)
         assert decode_page_trace(encode_page_trace(runs)) == runs

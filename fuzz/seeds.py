@@ -14,6 +14,7 @@ import zstandard
 
 from erofs_builder.contents import Contents, encode_contents
 from erofs_builder.digest import Digest
+from erofs_builder.followers import encode_followers
 from erofs_builder.frame_list import encode_frames
 from erofs_builder.frames import FrameTable
 from erofs_builder.page_trace import PageRun, encode_page_trace
@@ -213,6 +214,7 @@ def seeds() -> dict[str, list[bytes]]:
         "tar-headers": tars,
         "trace": [
             b"f" + encode_frames([(0, 1), (0, 2), (3, 0)]).encode(),
+            b"w" + encode_followers({(0, 5): [(1, 6), (1, 7), (0, 2)], (1, 0): [(0, 0)]}).encode(),
             b"p" + encode_page_trace([PageRun(b"usr/bin/a", 0, 3)]),
             b"r" + encode_trace(Descriptor("m", _DIGEST, 4), encode_frames([(0, 1)]), 0.0),
         ],
