@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import zstandard
 
@@ -12,7 +13,6 @@ from erofs_builder.contents import Contents, encode_contents
 from erofs_builder.digest import Digest
 from erofs_builder.erofs.survey import Survey
 from erofs_builder.erofs.writer import write_image
-from erofs_builder.errors import ArtifactError
 from erofs_builder.frame_list import encode_frames
 from erofs_builder.layer import Layer
 from erofs_builder.model import Blob, Node
@@ -28,11 +28,12 @@ from loader.artifact import (
     START_ANNOTATION,
     Artifact,
 )
+from loader.convert.beside import beside
 from loader.registry.base import Descriptor
 
 # On a Debian root of 17,391 inodes: 9 takes 0.05 s for both forms and gives 24 bytes an inode, 18 takes 0.9 s for 21.8.
 PAYLOAD_LEVEL = 9
-_LARGE_PAYLOAD = 32 << 20  # bytes, above which the forms are made one after the other, to have only one in memory
+_COPIED_MAX = 200_000  # inodes: of more, the forms are made one after the other, to have all of it in memory once
 _STEP = 1 << 20
 _CONTENTS_LEVEL = 3  # most of it is digests, which do not compress at any level
 
@@ -69,31 +70,22 @@ def assemble(
     relaid = rebuild(root) if rebuild else None
     if relaid:
         candidates.append(relaid.blob)
-    with ThreadPoolExecutor(len(Form)) as pool:  # one form is compressed while the other one is laid out
-        futures = {}
-        used: dict[Form, list[Blob]] = {}
-        survey = Survey(root, candidates)
-        for form in Form:
-            payload, used[form] = write_image(survey, form)
-            complete_payload(form, payload, [blob.table for blob in used[form] if blob.table is not None])
-            futures[form] = pool.submit(_compressed, payload, level), len(payload)
-            if len(payload) > _LARGE_PAYLOAD:
-                futures[form][0].result()
-            del payload
-        parts = {form: (future.result(), size) for form, (future, size) in futures.items()}
-    blobs = used[Form.ENCODED]
-    if blobs != used[Form.DECODED]:
-        raise ArtifactError("the two forms use different blobs")
+    survey = Survey(root, candidates)
+    blobs = survey.blobs
+    decoded = partial(_payload, survey, Form.DECODED, level)
+    with beside(decoded) if len(survey.tree.nodes) <= _COPIED_MAX else nullcontext(decoded) as second:
+        first = _payload(survey, Form.ENCODED, level)
+        start = _start_list(root, blobs, relaid, start_list)
+        parts = {Form.ENCODED: first, Form.DECODED: second()}
     contents = dict(base_contents) | {la.blob: la.contents for la in layers if la.blob}
     if relaid:
         contents[relaid.blob] = Contents()  # all of it is in the layers' blobs as well
     index = _compressed(encode_contents([(blob.digest, contents[blob]) for blob in blobs]), _CONTENTS_LEVEL)
     inodes, file_bytes = len(survey.tree.nodes), sum(node.size for node in survey.files)
-    start = _start_list(root, blobs, relaid, start_list)
-    documents = {Digest.of(data): data for data, _ in parts.values()} | {Digest.of(index): index}
+    documents = {Digest.of(data): data for data in (*parts.values(), index)}
     artifact = Artifact(
         blobs=[_describe_blob(blob) for blob in blobs],
-        metadata={form: _describe_payload(form, data, size) for form, (data, size) in parts.items()},
+        metadata={form: _describe_payload(form, data) for form, data in parts.items()},
         contents=Descriptor(CONTENTS_TYPE, Digest.of(index), len(index)),
         subject=subject,
         annotations={INODES_ANNOTATION: str(inodes)} | {name: text for name, text in start.items() if text},
@@ -110,6 +102,13 @@ def _start_list(
     return guess(root, blobs) if guess else {}
 
 
+def _payload(survey: Survey, form: Form, level: int) -> bytes:
+    """One form's payload as the registry has it."""
+    payload, blobs = write_image(survey, form)
+    complete_payload(form, payload, [blob.table for blob in blobs if blob.table is not None])
+    return _compressed(payload, level)
+
+
 def _compressed(data: bytes | bytearray, level: int) -> bytes:
     """One zstd stream; in steps, for a buffer for the worst case would be as large as the data."""
     stream = zstandard.ZstdCompressor(level=level, write_checksum=True).compressobj(size=len(data))
@@ -122,5 +121,6 @@ def _describe_blob(blob: Blob) -> Descriptor:
     return Descriptor(BLOB_TYPE, blob.digest, blob.table.blob_size)
 
 
-def _describe_payload(form: Form, data: bytes, size: int) -> Descriptor:
+def _describe_payload(form: Form, data: bytes) -> Descriptor:
+    size = zstandard.frame_content_size(data)
     return Descriptor(METADATA_TYPES[form], Digest.of(data), len(data), {PAYLOAD_SIZE_ANNOTATION: str(size)})
