@@ -192,3 +192,15 @@ def test_no_more_is_fetched_ahead_than_keeps_the_link_busy(tmp_path: Path) -> No
     assert _take(table).priority is Priority.DEMAND  # none of those ahead came before it
     window = 1 << 30
     assert _take(table).priority is Priority.AHEAD
+
+
+def test_the_next_range_ahead_is_asked_for_while_the_last_one_comes(tmp_path: Path) -> None:
+    file = open_file(tmp_path, sample(200), Form.ENCODED)
+    table = FlightTable(4, 4, (1 << 20, 1 << 20, 1 << 20), lambda: 0)
+    table.want(file, range(len(file.table)), Priority.AHEAD)
+    first = _take(table)
+    assert sum(flight.encoded_size for flight in first.flights) > LEAST_AHEAD
+    assert table.take_now() is None
+    for flight in first.flights:
+        table.arrives(flight)
+    assert table.take_now() is not None

@@ -326,10 +326,17 @@ class FlightTable:
                         waiter.remaining = 0 if error else waiter.remaining
                         called.append(done)
                 flight.waiters = []
-            if self._queues[Priority.AHEAD]:
-                self._wake()  # the next range is asked for while the rest of this one comes
         for done in called:
             done(error)
+
+    def arrives(self, flight: Flight) -> None:
+        """Its bytes begin to come: the next range ahead is asked for meanwhile, or the link would idle for a round
+        trip. (A prefetch rather lets it idle than be in a reader's way.)"""
+        if flight.counted is Priority.AHEAD:
+            with self._condition:
+                self._arrived(flight)
+                if self._queues[Priority.AHEAD]:
+                    self._wake()
 
     def _arrived(self, flight: Flight) -> None:
         """Its bytes are on their way no more."""

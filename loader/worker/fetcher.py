@@ -100,6 +100,7 @@ class Fetcher:
                 begun = time.monotonic()
                 for flight in run.flights:
                     frame = table[flight.frame]
+                    self._flights.arrives(flight)
                     encoded = stream.read(frame.encoded_size)
                     if flight is last:
                         self._account(length, time.monotonic() - started, begun - started)
