@@ -49,7 +49,7 @@ def _start(work: Work) -> tuple[int, int] | None:
 
 
 def _answer(work: Work, writer: int) -> None:
-    """In the child: write, with a last byte to say that this is all, and be gone without what a process does at its end."""
+    """In the child: write, with a last byte to say that this is all, and be gone at once."""
     with suppress(BaseException):
         data = memoryview(work() + b"!")
         while data:
