@@ -76,6 +76,7 @@ def test_a_command_is_recorded_and_its_trace_published(layout: Layout, tmp_path:
             answer = node.run("trace", image, "--json", "--output", tmp_path / "trace", "--", *command)
             assert json.loads(answer)["pages"] == 9
             assert node.try_run("trace", image, "--no-publish", "--", "false").returncode == 1
+            assert "touched nothing" in node.try_run("trace", image, "--", "true").stderr
             assert node.try_run("trace", image, "--output", tmp_path / "x").returncode == 2
         finally:
             node.umount(target)

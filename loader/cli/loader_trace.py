@@ -43,6 +43,11 @@ def page_trace(client: Client, image: str, command: Sequence[str]) -> tuple[dict
             hint="erofs-loader mount --form decoded IMAGE DIRECTORY",
         )
     pages = record_pages(targets, lambda: _run(command))
+    if not pages:
+        raise LoaderError(
+            f"{command[0]} touched nothing of {image}",
+            hint=f"start it from {targets[0]}; pages that mounts share (inode_share) are not seen",
+        )
     count = sum(run.last - run.first + 1 for run in pages)
     return {"digest": record["digest"], "source": record["source"], "pages": count, "bytes": count * 4096}, pages
 
