@@ -44,7 +44,7 @@ class FakeApi(Api):
     def metrics(self) -> str:
         return "erofs_loader_requests_total 1\n"
 
-    def mount(self, image: str, target: str, form: str | None = None) -> dict[str, Any]:
+    def mount(self, image: str, target: str, form: str | None = None, domain: str | None = None) -> dict[str, Any]:
         self.calls.append((image, target, form))
         if image == "busy":
             raise BusyError("in use", hint="wait")
