@@ -162,7 +162,7 @@ def _rows(form: str, samples: dict[str, dict[str, Sample]], commands: list[str],
         )
         limit = f"the disk gives {disk:.0f} MB/s in one stream" if what == "tar" else ""
         yield Row(
-            "R10", f"{title}: plain EROFS / complete image, {form}", measured[form].text("s", 2), peer,
+            "R10", f"{title}: plain EROFS / ours, {form}", measured[form].text("s", 2), peer,
             ratio.median, encoded_goal if form == "encoded" else decoded_goal, larger=True, unit="×",
             samples={name: sample.values for name, sample in measured.items()}, peers=peers, limit=limit,
             commands=commands,

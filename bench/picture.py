@@ -73,18 +73,26 @@ def _line(row: Row, y: float) -> Iterator[str]:
     yield _label(16, y + 4, row.number, INK, weight=600)
     yield _label(68, y + 4, what, INK)
     yield f"<line x1='{_position(1):.1f}' y1='{y}' x2='{ours:.1f}' y2='{y}' stroke='{color}' stroke-width='3'/>"
-    taken: list[float] = []
-    for name, value in sorted(row.peers.items(), key=lambda peer: standing(row, peer[1])):
-        x = _position(standing(row, value))
-        yield f"<g><title>{escape(f'{name}: {with_unit(value, row.unit)}')}</title>{_diamond(x, y)}</g>"
-        above = not any(abs(x - other) < 60 for other in taken)
-        yield _label(x, y - 8 if above else y + 15, name, QUIET, anchor="middle", size=10)
-        taken.append(x)
+    yield from _peers(row, y)
     yield f"<g><title>{escape(f'{row.number} {row.what}: {row.figure}')}</title>{_dot(ours, y, color)}</g>"
     sign = "≥" if row.larger else "≤"
     yield _label(WIDTH - RIGHT + 16, y + 4, row.figure, color, weight=600)
     text = f"goal {sign} {row.goal:g}{row.unit}" + ("" if row.met else ", behind")
     yield _label(WIDTH - RIGHT + 96, y + 4, text, QUIET)
+
+
+def _peers(row: Row, y: float) -> Iterator[str]:
+    """The peers' marks. Those that nearly touch have one name tag; else the tags go above and below in turn."""
+    tags: list[tuple[float, str]] = []
+    for name, value in sorted(row.peers.items(), key=lambda peer: standing(row, peer[1])):
+        x = _position(standing(row, value))
+        yield f"<g><title>{escape(f'{name}: {with_unit(value, row.unit)}')}</title>{_diamond(x, y)}</g>"
+        if tags and x - tags[-1][0] < 25:
+            tags[-1] = (x, f"{tags[-1][1]}, {name}")
+        else:
+            tags.append((x, name))
+    for number, (x, text) in enumerate(tags):
+        yield _label(x, y + 15 if number % 2 else y - 8, text, QUIET, anchor="middle", size=10)
 
 
 def _dot(x: float, y: float, color: str) -> str:

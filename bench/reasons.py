@@ -22,6 +22,18 @@ _REASONS: list[tuple[str, str, str]] = [
         "as with plain layers; and decompression (ISA-L's, one stream on one processor) takes a third of that time, "
         "with the digest of what comes out besides that of what went in.",
     ),
+    (
+        "R10",
+        "tar of the tree: plain EROFS / ours, encoded",
+        "tar reads one file after the other and waits while the kernel decodes it: all of the tree at the speed of "
+        "`zstd -d` on one processor is the floor. Readers in parallel do not wait for each other, as 4 jobs show.",
+    ),
+    (
+        "R11",
+        "mounts a second",
+        "Python on one processor in the worker, for some ten requests and files a mount. What grows with the number of "
+        "mounts is the keeper's record of all of them, written anew each time.",
+    ),
 ]
 
 
