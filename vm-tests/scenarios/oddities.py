@@ -31,8 +31,9 @@ def _make(folder, form_name):
     encoded = {sample.blob: bytes(sample.encoded) for sample in tree.samples}
     with open(folder / "flat", "wb") as out:
         write_flat(tree.root, form, list(encoded), lambda blob: io.BytesIO(encoded[blob]), out)
-    (folder / "small").write_bytes(write_metadata(tree.root, form, list(encoded)).erofs)
     common = indexes.SMALL_CLUSTERS_MAX
+    indexes.SMALL_CLUSTERS_MAX = 1 << 62
+    (folder / "small").write_bytes(write_metadata(tree.root, form, list(encoded)).erofs)
     indexes.SMALL_CLUSTERS_MAX = 0
     (folder / "large").write_bytes(write_metadata(tree.root, form, list(encoded)).erofs)
     indexes.SMALL_CLUSTERS_MAX = common
