@@ -61,9 +61,9 @@ class Tree:
         self._read_superblock()
         self._read_slots()
         self._mapper = Mapper(self.form, self._data, blobs, self.slots)
-        if self._packed_nid:
+        if self.packed_nid:
             require(self.form == ENCODED, "decoded form: packed inode")
-            self._mapper.packed = packed = self._mapper.extents(self.inode(self._packed_nid))
+            self._mapper.packed = packed = self._mapper.extents(self.inode(self.packed_nid))
             whole = all(
                 one.blob is not None and one.length == blobs[one.blob].table.content_blocks[one.frame] * BLOCK
                 for one in packed
@@ -99,7 +99,7 @@ class Tree:
             record = take(self._data, SUPER + 128, 8, "configuration of zstd")
             require(record[:3] == b"\6\0\0" and record[3] <= 10 and is_zero(record[4:]), "configuration of zstd")
         self._slots_at = slot_offset * 128
-        (self._packed_nid,) = struct.unpack("<Q", block[96:104])
+        (self.packed_nid,) = struct.unpack("<Q", block[96:104])
 
     def _read_slots(self) -> None:
         require(self._devices == len(self._blobs), "superblock: number of devices")
@@ -225,7 +225,7 @@ class Tree:
                     continue
                 found[full] = self._entry(child)
                 names[child] = names.get(child, 0) + 1
-        require(self._inodes == len(seen) + len(names) + bool(self._packed_nid), "superblock: number of inodes")
+        require(self._inodes == len(seen) + len(names) + bool(self.packed_nid), "superblock: number of inodes")
         for nid, count in names.items():
             require(self.inode(nid).nlink == count, "inode: number of links")
         return found

@@ -108,6 +108,7 @@ def test_every_way_that_data_can_lie_occurs(opened: Opened) -> None:
         return (1, 0) if low & FRAGMENT_INODE else (2 * bool(low >> 32 & 0x20), low >> 56)
 
     assert header(b"many/a file with a long name 0001") == (1, 0)
+    assert encoded.map_header(encoded.packed_nid) >> 56 >= 3
     assert header(b"few zeros") == (0, 0)
     assert header(b"noise") == (0, 4)
     assert header(b"noise, odd") == (2, 4)
