@@ -212,7 +212,7 @@ class FanotifyPlane:
             log.error("fanotify: queue overflow: readers went through unanswered")
             return None
         if event.fd < 0:
-            log.error("fanotify: no descriptor for an event (%s), denied", os.strerror(-event.fd))
+            log.error("fanotify: no descriptor for an event (%s), denied", errno.errorcode.get(-event.fd, event.fd))
             return None
         try:
             object_id = self._by_inode[_inode(event.fd)]
