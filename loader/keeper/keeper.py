@@ -202,18 +202,19 @@ class Keeper:
     def _worker_gone(self, worker: Worker) -> None:
         self._selector.unregister(worker.sock)
         status = worker.finish()
+        ended = "ended" if status is None else f"ended with status {status}"
         now = time.monotonic()
         wait = self._backoff.after(worker)
         if worker is self.standby:
             self.standby = None
             self._standby_at = now + max(wait, _STANDBY_DELAY)
-            log.error("the standby worker ended with status %d", status)
+            log.error("the standby worker %s", ended)
             return
         self.worker = None
         self.worker_deaths += 1
         self._start_at = now if self.standby is not None else now + wait
         if self.leaving is None:
-            log.error("the worker ended with status %d; %d requests go to the next", status, len(self.requests))
+            log.error("the worker %s; %d requests go to the next", ended, len(self.requests))
 
     def _tend_workers(self) -> None:
         """Have a worker, and one that waits."""

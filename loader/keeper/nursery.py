@@ -21,7 +21,6 @@ _PATIENCE = 2.0  # seconds that a fork may take; it takes milliseconds
 _PAUSE = 1.0  # seconds between the end of one and the start of the next
 _LOADING = 20.0  # seconds until it has to be ready; else workers are started without it
 _MAX_PACKET = 64
-_UNKNOWN = -signal.SIGKILL  # the status of whoever nobody can ask about any more
 
 
 class Process(Protocol):
@@ -30,7 +29,7 @@ class Process(Protocol):
     @property
     def pid(self) -> int: ...
     def send_signal(self, sig: int, /) -> None: ...
-    def wait(self) -> int: ...
+    def wait(self) -> int | None: ...
 
 
 class Nursery:
@@ -93,15 +92,16 @@ class Nursery:
             self._failed(error)
             return None
 
-    def reap(self, pid: int) -> int:
-        """The exit status of one of its workers that has ended."""
+    def reap(self, pid: int) -> int | None:
+        """The exit status of a worker that has ended; None if it was not this nursery's."""
         if not self.ready:
-            return _UNKNOWN
+            return None
         try:
-            return int(self._ask(b"reap %d" % pid, [])[0])
+            answer, _ = self._ask(b"reap %d" % pid, [])
+            return None if answer == b"unknown" else int(answer)
         except (OSError, ValueError) as error:
             self._failed(error)
-            return _UNKNOWN
+            return None
 
     def _ask(self, question: bytes | None, fds: list[int]) -> tuple[bytes, list[int]]:
         assert self._sock is not None
@@ -135,8 +135,8 @@ class _Forked:
     def send_signal(self, sig: int, /) -> None:
         signal.pidfd_send_signal(self._pidfd, sig)
 
-    def wait(self) -> int:
-        """Until it has ended: its status. To be called once."""
+    def wait(self) -> int | None:
+        """Until it has ended: its status, if that can be known. To be called once."""
         select.select([self._pidfd], [], [])
         os.close(self._pidfd)
         return self._nursery.reap(self.pid)

@@ -113,8 +113,8 @@ class Worker:
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(number)
 
-    def finish(self) -> int:
-        """Close the socket, end the process and reap it: its exit status, negative for a signal."""
+    def finish(self) -> int | None:
+        """Close the socket, end the process and reap it: its exit status, negative for a signal; None: unknown."""
         self.sock.close()
         self._clear()
         self.signal(signal.SIGKILL)

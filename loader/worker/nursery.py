@@ -39,7 +39,7 @@ def main() -> int:
         if packet == b"fork" and len(fds) == 1:
             _fork(keeper, fds[0])
         else:
-            keeper.send(str(_reap(int(packet.removeprefix(b"reap ")))).encode())
+            keeper.send(_reap(int(packet.removeprefix(b"reap "))).encode())
 
 
 def _fork(keeper: socket.socket, theirs: int) -> None:
@@ -67,12 +67,12 @@ def _become_worker() -> None:
         os._exit(1)
 
 
-def _reap(pid: int) -> int:
-    """The exit status of a worker that has ended, negative for a signal. A former nursery's is not ours to know."""
+def _reap(pid: int) -> str:
+    """The exit status of a worker that has ended, negative for a signal; a former nursery's is not ours to know."""
     try:
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        return str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     except ChildProcessError:
-        return -signal.SIGKILL
+        return "unknown"
 
 
 if __name__ == "__main__":
