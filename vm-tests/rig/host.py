@@ -197,9 +197,13 @@ def _note(result: Result, function: str, end: dict[str, Any]) -> None:
 
 
 def commit() -> str:
-    """The checkout's commit, with `-dirty` if files differ from it."""
-    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    """The checkout's commit, with `-dirty` if files differ from it, but for the page that a run writes."""
+    git = ["git", "-C", str(REPOSITORY)]
+    describe = [*git, "describe", "--always", "--abbrev=10", "--exclude=*"]
+    name = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    status = [*git, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs/kernels.md"]
+    dirty = subprocess.run(status, capture_output=True, text=True, check=False).stdout.strip()
+    return f"{name}-dirty" if dirty else name
 
 
 def title(scenario: ModuleType) -> str:
