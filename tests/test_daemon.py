@@ -186,6 +186,17 @@ def test_removed_images_are_collected(daemon: Daemon, registry: FaultyRegistry) 
     assert daemon.command("stats")["cache"]["allocated_bytes"] == 0
 
 
+def test_what_was_evicted_does_not_stay_open(daemon: Daemon, registry: FaultyRegistry) -> None:
+    """The worker kept what it knew of every file that it had ever read of, and with it the file's maps."""
+    for _ in range(8):
+        target = daemon.mount(_image(registry))
+        read_all(target)
+        daemon.command("umount", str(target))
+        daemon.command("gc", "--all")
+    descriptors = Path(f"/proc/{daemon.worker()}/fd").iterdir()
+    assert sum("/evicted-" in str(entry.readlink()) for entry in descriptors) < 6  # what its threads had last
+
+
 def test_errors_have_their_exit_codes(tmp_path: Path, registry: FaultyRegistry) -> None:
     with Daemon(tmp_path / "d") as daemon:
         target = tmp_path / "target"

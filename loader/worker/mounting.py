@@ -242,6 +242,7 @@ class Mounting:
             log.warning("cannot release %s: %s", file, error)
             return 0
         self._objects.close(number)
+        self._starts.forget(file)
         return 1
 
     def adopt(self, held: list[Any]) -> None:

@@ -70,6 +70,11 @@ class Judge:
             if self._open.pop(self._order.popleft(), None) is not None:
                 self._count(0, 1)
 
+    def drop(self, file: CacheFile) -> None:
+        """The file was closed: what was guessed of it comes neither true nor wrong."""
+        self._open = {key: made for key, made in self._open.items() if key[0] is not file}
+        self._order = deque(key for key in self._order if key[0] is not file)
+
     def _count(self, hits: int, misses: int) -> None:
         self._hits += hits
         self._misses += misses
@@ -237,3 +242,5 @@ class ReadAhead:
                 del self._streams[key]
             self._read.pop(file, None)
             self._followers.pop(file, None)
+            for judge in self._judges.values():
+                judge.drop(file)

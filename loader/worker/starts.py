@@ -58,6 +58,10 @@ class Starts:
         except (LoaderError, FormatError, IntegrityError, OSError) as error:
             log.info("%s: no trace: %s", image, error)
 
+    def forget(self, file: CacheFile) -> None:
+        """The file was closed: what was read of it belongs to no start any more."""
+        self._readahead.forget(file)
+
     def trace(self, files: Sequence[Iterable[CacheFile]]) -> str:
         """What was read of an image's blobs (`files`: the open cache files of each) since they were opened."""
         reads = {
