@@ -35,7 +35,7 @@ def specs(options: argparse.Namespace, directory: Path, address: str, until: flo
     made = []
     for count, images, readers, kind in (
         (options.kills, options.images, options.readers, "storm"),
-        (options.everything, _EVERYTHING_IMAGES, _EVERYTHING_READERS, "everything"),
+        (options.everything, _EVERYTHING_IMAGES, _EVERYTHING_READERS, "all"),
     ):
         nodes = min(options.nodes, count)
         for number in range(nodes):

@@ -194,8 +194,8 @@ class Storm:
         self.victim.kill_everything(self.rng)
         time.sleep(self.rng.uniform(0, 0.3))
         self.quiet()
-        self.victim.start()
         self.wrong_while_dead += self.board.total("wrong_decoded") - before
+        self.victim.start()
         mounted = {mount.target for mount in mountinfo("erofs")}
         self.fenced += sum(str(self.target(image, "decoded")) not in mounted for image in self.images)
         self._check_encoded()
