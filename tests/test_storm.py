@@ -15,6 +15,12 @@ pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(900)]
 REPOSITORY = Path(__file__).parent.parent
 
 
+@pytest.fixture
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short name: there are sockets far below it."""
+    return tmp_path_factory.mktemp("s")
+
+
 def storm(directory: Path, *options: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "bench.storm", "--keep", "--nodes", "1", "--rate", "8e6", *options]
     environment = os.environ | {"TMPDIR": str(directory)}
@@ -27,8 +33,8 @@ def storm(directory: Path, *options: str) -> dict[str, Any]:
     return report
 
 
-def test_single_processes_die(tmp_path: Path) -> None:
-    report = storm(tmp_path, "--kills", "40", "--everything", "0", "--readers", "16")
+def test_single_processes_die(directory: Path) -> None:
+    report = storm(directory, "--kills", "40", "--everything", "0", "--readers", "16")
     assert report["kills in all"] == 40
     assert report["worker deaths with requests unanswered"] > 0
     assert report["wrong bytes, encoded"] == report["wrong bytes, decoded"] == 0
@@ -36,8 +42,8 @@ def test_single_processes_die(tmp_path: Path) -> None:
     assert report["reads in all"] > 16
 
 
-def test_everything_dies_at_once(tmp_path: Path) -> None:
-    report = storm(tmp_path, "--kills", "0", "--everything", "4", "--images", "1")
+def test_everything_dies_at_once(directory: Path) -> None:
+    report = storm(directory, "--kills", "0", "--everything", "4", "--images", "1")
     assert report["kills in all"] == 4
     assert report["wrong bytes, encoded"] == report["wrong bytes, decoded"] == 0
     assert report["decoded mounts fenced"] == report["encoded mounts right again without a remount"] == 4

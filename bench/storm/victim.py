@@ -57,6 +57,7 @@ class Victim:
         directory.mkdir(parents=True)
         self.root, self._socket, self.log = directory / "root", directory / "s.sock", directory / "serve.log"
         self.supervisor = 0
+        self._process: subprocess.Popen[bytes] | None = None  # while it starts
         self._dying = 0  # the keeper that was killed last: it may take a while to go
         self._oom = _MemoryGroup(f"storm-{os.getpid()}-{directory.name}")
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -66,10 +67,10 @@ class Victim:
         options = ["--root", str(self.root), "--socket", str(self._socket), "serve"]
         with self.log.open("ab") as log:
             command = [sys.executable, "-c", _SERVE, *options]
-            self.supervisor = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=_REPOSITORY
-            ).pid
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=_REPOSITORY)
+        self.supervisor = self._process.pid
         self.ask("GET", "/v1/status")
+        self._process = None
 
     def ask(self, method: str, path: str, **body: Any) -> Any:
         """One request, repeated while no worker answers."""
@@ -89,9 +90,13 @@ class Victim:
                 failure = f"{method} {path}: {error!r}"
             finally:
                 connection.close()
-            if time.monotonic() > until:
-                raise RuntimeError(failure)
+            if time.monotonic() > until or self._ended_by_itself():
+                raise RuntimeError(f"{failure}; the log ends: {self.log.read_text()[-400:]}")
             time.sleep(0.05)
+
+    def _ended_by_itself(self) -> bool:
+        """Whether the daemon gave up while it was started."""
+        return self._process is not None and self._process.poll() is not None
 
     def keeper(self) -> int:
         """The keeper's pid, 0 while there is none."""
