@@ -30,7 +30,7 @@ def demo(rate: float, rtt: float, scratch: Path) -> None:
     layout = catalog.image("debian") / "oci"
     image = build.obtain(table.load()[KERNEL])
     netns.enter()  # from here on nothing outside is reached
-    side = host.Host(scratch / "vm")
+    side = host.Host(host.Shared(scratch / "vm"))
     try:
         address = side.registry.address
         push(layout, f"{address}/debian:12")

@@ -12,6 +12,7 @@ import click
 from erofs_builder.erofs.flat import write_flat
 from erofs_builder.model import Blob
 from erofs_builder.payload import Form
+from erofs_builder.tree import walk
 from loader.artifact import BLOB_TYPE, Artifact
 from loader.cli.bars import progress_bars
 from loader.cli.builder_options import config_option, form_option, opened_artifact, platform_option
@@ -45,6 +46,8 @@ def export_flat(source: ImageSource, artifact: Artifact, form: Form, file: Path,
     """Write the flat image beside FILE and put it in its place when it is whole; its size."""
     some = form if form in artifact.metadata else None
     tree = load_tree(source, artifact, some)
+    for _, node in walk(tree.root):
+        node.fingerprint = b""  # of use to a node only, and fsck.erofs stops at an attribute without a name
 
     def open_blob(blob: Blob) -> BinaryIO:
         assert blob.table is not None

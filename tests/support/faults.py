@@ -72,7 +72,7 @@ def truncated_body(answer: Answer) -> None:
 def stall_mid_body(answer: Answer) -> None:
     answer.send(data=answer.data[: len(answer.data) // 2])
     answer.handler.wfile.flush()
-    time.sleep(4)
+    time.sleep(10)  # longer than twice the time of a wait
     answer.hang_up()
 
 
