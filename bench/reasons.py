@@ -34,6 +34,18 @@ _REASONS: list[tuple[str, str, str]] = [
         "Python on one processor in the worker, for some ten requests and files a mount. What grows with the number of "
         "mounts is the keeper's record of all of them, written anew each time.",
     ),
+    (
+        "R12",
+        "by its source",
+        "the artifact of a source image is looked up first: one round trip more than the three. Next: the registry's "
+        "answer to that, and the artifact's manifest, kept for a while and asked for again side by side.",
+    ),
+    (
+        "R3",
+        "25 Mbit/s",
+        "a trace saves bytes around what is touched, and cold starts have few of these left: both are near the link. "
+        "A rebuilt layout carries the touched pages alone.",
+    ),
 ]
 
 
