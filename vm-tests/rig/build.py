@@ -8,6 +8,7 @@ build leaves none.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -56,13 +57,22 @@ def obtain(kernel: Kernel, refresh: bool = False) -> Image:
     found = cached(kernel)
     if found and (not refresh or kernel.origin == "host"):
         return found
+    place = cache_root() / kernel.name
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / ".lock").open("w") as lock:  # the tests run side by side
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _obtain(kernel, cached(kernel), refresh)
+
+
+def _obtain(kernel: Kernel, found: Image | None, refresh: bool) -> Image:
+    if found and not refresh:
+        return found
     apt = Apt(kernel.suite, cache_root() / "apt")
     apt.update()
     package, version = apt.newest(kernel.package)
     if found and found.version == version:
         return found
     entry = cache_root() / kernel.name / f"{version}-{key(kernel)}"
-    entry.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=entry.parent, prefix=".build-") as work:
         result = Path(work) / "entry"
         result.mkdir()
