@@ -9,14 +9,13 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.demo import run
 from bench.measure import Row, shown, timed
 from bench.node import BUILDER, Node, drop_caches, written
-from bench.peers import MissingPeer, Nydus3Image, NydusImage, PeerMount, nydus2_mount, nydus3_mount, push_blob
+from bench.peers import nydus_builds, push_blob
 from bench.residency import resident_bytes
 from bench.workload import start_application
 from tests.images import catalog
@@ -116,16 +115,7 @@ def _written_by(node: Node) -> int:
 
 def _peers(scratch: Path, registry: str) -> tuple[dict[str, Cost], list[str], list[str]]:
     tree, costs, notes, commands = scratch / "tree/rootfs", dict[str, Cost](), list[str](), list[str]()
-    builders: list[tuple[str, Callable[[], NydusImage | Nydus3Image], Callable[..., PeerMount]]] = [
-        ("Nydus 2", lambda: NydusImage.build(tree, scratch / "nydus2"), nydus2_mount),
-        ("Nydus 3", lambda: Nydus3Image(tree, scratch / "nydus3"), nydus3_mount),
-    ]
-    for name, build, mount in builders:
-        try:
-            image = build()
-        except MissingPeer as missing:
-            notes.append(str(missing))
-            continue
+    for _, name, image, mount in nydus_builds(tree, scratch, notes):
         push_blob(registry, "debian", image.blob.read_bytes())
         place = scratch / name.replace(" ", "-")
         with mount(image.bootstrap, registry, "debian", place) as peer:

@@ -15,8 +15,9 @@ import subprocess
 import time
 import urllib.parse
 import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 from tests.images.cache import cache_root
 
@@ -188,3 +189,25 @@ def nydus3_command(bootstrap: Path, directory: Path) -> list[str | Path]:
     """What serves `bootstrap` at `directory`/mnt."""
     fixed: list[str | Path] = ["--config", directory / "config.yaml", "--mountpoint", directory / "mnt"]
     return [nydus3(), "fanotify", "--bootstrap", bootstrap, *fixed]
+
+
+class NydusBuilt(NamedTuple):
+    """An image that a version of Nydus built, and what mounts it: bootstrap, registry, repository, directory."""
+
+    name: str
+    title: str
+    image: NydusImage | Nydus3Image
+    mount: Callable[[Path, str, str, Path], PeerMount]
+
+
+def nydus_builds(tree: Path, scratch: Path, notes: list[str]) -> Iterator[NydusBuilt]:
+    """`tree` as built by each version that is here; `notes` gets a line for one that is not."""
+    builders: list[tuple[str, str, Callable[[], NydusImage | Nydus3Image], Callable[..., PeerMount]]] = [
+        ("nydus2", "Nydus 2", lambda: NydusImage.build(tree, scratch / "nydus2"), nydus2_mount),
+        ("nydus3", "Nydus 3", lambda: Nydus3Image(tree, scratch / "nydus3"), nydus3_mount),
+    ]
+    for name, title, build, mount in builders:
+        try:
+            yield NydusBuilt(name, title, build(), mount)
+        except MissingPeer as missing:
+            notes.append(str(missing))

@@ -19,14 +19,10 @@ from bench.link import Link
 from bench.measure import Row, Sample, shown
 from bench.node import BUILDER, Node, drop_caches
 from bench.peers import (
-    MissingPeer,
-    Nydus3Image,
-    NydusImage,
     PeerMount,
     nydus2_command,
-    nydus2_mount,
     nydus3_command,
-    nydus3_mount,
+    nydus_builds,
     push_blob,
 )
 from bench.workload import command, start_application
@@ -109,19 +105,10 @@ class _Peer(NamedTuple):
 def _prepare_peers(scratch: Path, registry: str, layout: Path) -> tuple[dict[str, _Peer], list[str]]:
     """Build and publish the image for each peer that is here; and what is said of those that are not."""
     peers: dict[str, _Peer] = {}
-    notes = []
+    notes: list[str] = []
     run("umoci", "unpack", "--image", f"{layout}:latest", scratch / "tree")
     tree = scratch / "tree/rootfs"
-    builders: list[tuple[str, str, Callable[[], NydusImage | Nydus3Image], Callable[..., PeerMount]]] = [
-        ("nydus2", "Nydus 2", lambda: NydusImage.build(tree, scratch / "nydus2"), nydus2_mount),
-        ("nydus3", "Nydus 3", lambda: Nydus3Image(tree, scratch / "nydus3"), nydus3_mount),
-    ]
-    for name, title, build, mount in builders:
-        try:
-            image = build()
-        except MissingPeer as missing:
-            notes.append(str(missing))
-            continue
+    for name, title, image, mount in nydus_builds(tree, scratch, notes):
         push_blob(registry, "debian", image.blob.read_bytes())
         peers[name] = _Peer(title, push_blob(registry, "debian", image.packed_bootstrap()), mount)
     shutil.rmtree(scratch / "tree")

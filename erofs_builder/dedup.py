@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from erofs_builder.layer import Layer
-from erofs_builder.model import Blob, Extent, Node
+from erofs_builder.model import Blob, Extent, Node, replace_extents
 
 _Where = tuple[Blob, int, int]  # blob, frame, offset in it
 
@@ -16,7 +15,6 @@ class Deduplicator:
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         self._moves: dict[_Where, Extent] = {}
-        self._new_nodes: dict[Node, Node] = {}
         first: dict[bytes, Extent] = {}
         blobs: set[Blob] = set()
         for layer in layers:
@@ -38,27 +36,12 @@ class Deduplicator:
 
     def apply(self, root: Node) -> None:
         """Replace the nodes below `root` whose extents move; hard links stay one node."""
-        if not self._moves:
-            return
-        stack = [root]
-        while stack:
-            children = stack.pop().children or {}
-            for name, node in children.items():
-                if node.children is not None:
-                    stack.append(node)
-                elif node.extents:
-                    children[name] = self._moved(node)
+        if self._moves:
+            replace_extents(root, self._moved)
 
-    def _moved(self, node: Node) -> Node:
-        known = self._new_nodes.get(node)
-        if known is not None:
-            return known
+    def _moved(self, node: Node) -> tuple[Extent, ...]:
         several = len(node.extents) > 1
-        extents = tuple(self._move(extent, several) for extent in node.extents)
-        if extents == node.extents:
-            return node
-        moved = self._new_nodes[node] = replace(node, extents=extents)
-        return moved
+        return tuple(self._move(extent, several) for extent in node.extents)
 
     def _move(self, extent: Extent, several: bool) -> Extent:
         if extent.blob is None:

@@ -6,7 +6,8 @@ layer tar ─▶ blob.py + layer.py ─▶ Blob, LayerTree of Nodes ─▶ tree.
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from erofs_builder.digest import Digest
@@ -63,3 +64,22 @@ class Node:
     @property
     def is_dir(self) -> bool:
         return stat.S_ISDIR(self.mode)
+
+
+def replace_extents(root: Node, extents_of: Callable[[Node], tuple[Extent, ...]]) -> None:
+    """Replace the files below `root` whose bytes are to lie elsewhere; hard links stay one node.
+
+    The nodes that were there are not changed: their layer holds them too.
+    """
+    replaced: dict[Node, Node] = {}
+    stack = [root]
+    while stack:
+        children = stack.pop().children or {}
+        for name, node in children.items():
+            if node.children is not None:
+                stack.append(node)
+            elif node.extents:
+                if node not in replaced:
+                    extents = extents_of(node)
+                    replaced[node] = node if extents == node.extents else replace(node, extents=extents)
+                children[name] = replaced[node]

@@ -15,12 +15,12 @@ no larger than two frames.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from erofs_builder.blob import BlobWriter, Output, new_compressor, padding_for
 from erofs_builder.frames import BLOCK
-from erofs_builder.model import Blob, Extent, Node
+from erofs_builder.model import Blob, Extent, Node, replace_extents
 from erofs_builder.page_trace import PageRun, traced_nodes
 
 ReadFrame = Callable[[Blob, int], bytes]  # its content
@@ -86,7 +86,7 @@ def rebuild(root: Node, runs: Sequence[PageRun], read_frame: ReadFrame, out: Out
             frame.number = writer.add(cache.assemble(frame))
         blob = Blob(writer.finish())
     moved = {content: tuple(_extents(places, blob)) for content, places in plan.files.items()}
-    _replace(root, moved)
+    replace_extents(root, lambda node: moved.get(node.extents) or node.extents)
     return Relaid(blob, len(start))
 
 
@@ -105,20 +105,6 @@ def _touched(root: Node, runs: Iterable[PageRun]) -> dict[Content, dict[int, int
 def _extents(places: Iterable[Extent | _Place], blob: Blob) -> Iterator[Extent]:
     for place in places:
         yield place if isinstance(place, Extent) else Extent(blob, place.frame.number, place.offset, place.length)
-
-
-def _replace(root: Node, moved: dict[Content, Content]) -> None:
-    replaced: dict[Node, Node] = {}
-    stack = [root]
-    while stack:
-        children = stack.pop().children or {}
-        for name, node in children.items():
-            if node.children is not None:
-                stack.append(node)
-            elif node.extents and (extents := moved.get(node.extents)):
-                if node not in replaced:
-                    replaced[node] = replace(node, extents=extents)
-                children[name] = replaced[node]
 
 
 class _Frames:

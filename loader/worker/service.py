@@ -91,24 +91,12 @@ class Service:
         )  # fmt: skip
         self.outages = Outages(config.deadline)
         self.fetcher = Fetcher(
-            self.flights,
-            self.sources,
-            self.counters,
-            self.link_estimate,
-            self.collector.make_room,
-            self.outages,
+            self.flights, self.sources, self.counters, self.link_estimate, self.collector.make_room, self.outages
         )
         self.readpath = ReadPath(
-            self.objects,
-            self.flights,
-            self.readahead,
-            self.counters,
-            link.answer,
-            self.executor,
-            self.outages,
-            self.fetcher.why,
-            quiet=True,
-        )
+            self.objects, self.flights, self.readahead, self.counters, link.answer, self.executor, self.outages,
+            self.fetcher.why, quiet=True,
+        )  # fmt: skip
         self.scrubber = Scrubber(
             self.layout, self.state, self.objects, self.mounting, self.flights, link, self.counters
         )
