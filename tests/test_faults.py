@@ -90,8 +90,8 @@ def mounted(sample: Sample, deadline: float, timeout: float) -> Iterator[Publish
 
 @pytest.fixture(scope="module")
 def image(sample: Sample) -> Iterator[Published]:
-    """For faults that stay: with a short deadline."""
-    with mounted(sample, DEADLINE, 1.0) as ready:
+    """For faults that stay: with a short deadline, before which a stall is noticed (after two waits at most)."""
+    with mounted(sample, DEADLINE, 0.7) as ready:
         yield ready
 
 
