@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from erofs_builder.payload import Form
 from tests.support import daemon as real
 from tests.support.faulty_registry import FaultyRegistry
-from tests.support.keeper_rig import Daemon, Image, make_image, results, start_reader, wait_until
+from tests.support.keeper_rig import WORKER, Daemon, Image, make_image, results, start_reader, wait_until
 from tests.support.registry import docker_registry
 
 pytestmark = pytest.mark.root
@@ -40,6 +41,23 @@ def test_a_stopped_worker_is_replaced(daemon: Daemon, image: Image, tmp_path: Pa
     assert status["counters"]["worker_deaths"] == 1
     assert status["counters"]["denied"] == 0
     assert "the worker said nothing" in daemon.log.read_text()
+
+
+def test_a_worker_that_starts_slowly_is_not_taken_for_silent(image: Image, tmp_path: Path) -> None:
+    """Killed for it, each next one would be as slow, and none would ever serve."""
+    slowly = (
+        sys.executable,
+        "-c",
+        "import runpy, sys, time; time.sleep(4); runpy.run_path(sys.argv[1], run_name='__main__')",
+    )
+    daemon = Daemon(tmp_path, silence=1.0, standby=False, worker=(*slowly, WORKER[1]))
+    try:
+        daemon.start()
+        daemon.mount(image, tmp_path / "mnt")
+        assert results(start_reader(tmp_path / "mnt")) == image.files
+        assert daemon.call("status")["counters"]["worker_deaths"] == 0
+    finally:
+        daemon.close()
 
 
 @pytest.mark.slow

@@ -154,6 +154,16 @@ class CacheFile:
             writer.close()
         self._written.clear()
 
+    def close(self) -> None:
+        """No object of the kernel will be of this file again: give back all that is open.
+
+        Not left to the collection of garbage, for a fetch under way may hold the file for long.
+        """
+        self.detach()
+        self.ready.close()
+        if self.sums is not None:
+            self.sums.close()
+
 
 def prepare_blob(layout: Layout, form: Form, table: FrameTable) -> Path:
     """Make a blob's directory and its sparse data file of full length; the path of the file.

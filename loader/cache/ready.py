@@ -48,7 +48,7 @@ class ReadyMap:
             bits = synced
             replace_file(directory / "ready", self._encoded(bits), tmp, durable=False)
         with (directory / "ready").open("r+b") as stream:
-            self._map = mmap.mmap(stream.fileno(), 0)
+            self._map: mmap.mmap | bytearray = mmap.mmap(stream.fileno(), 0)
         self._count = sum(byte.bit_count() for byte in bits)
         self._dirty = bits != synced  # bits were set since the last checkpoint, be it by a process that was killed
 
@@ -95,6 +95,8 @@ class ReadyMap:
         """The frames' bytes are about to go away. Durable before this returns, so that they may go."""
         with self._syncing:
             with self._lock:
+                if self._closed:
+                    return
                 for frame in frames:
                     position, bit = _HEADER.size + (frame >> 3), 1 << (frame & 7)
                     byte = self._map[position]
@@ -121,6 +123,8 @@ class ReadyMap:
         """Sync the data file (a descriptor) and record which of its frames will survive a crash."""
         with self._syncing:
             with self._lock:
+                if self._closed:
+                    return
                 bits = self._map[_HEADER.size :]
                 self._dirty = False
             try:
@@ -132,9 +136,17 @@ class ReadyMap:
                 raise
 
     def close(self) -> None:
-        self._map.close()
+        """Give the file back. Who still holds the map sees what was ready, and changes nothing any more."""
+        with self._syncing, self._lock:
+            mapped, self._map = self._map, bytearray(self._map)
+        if isinstance(mapped, mmap.mmap):
+            mapped.close()
 
-    def _encoded(self, bits: bytes) -> bytes:
+    @property
+    def _closed(self) -> bool:
+        return isinstance(self._map, bytearray)
+
+    def _encoded(self, bits: bytes | bytearray) -> bytes:
         return _HEADER.pack(_MAGIC, self._boot, self.frames) + bits
 
     def _read(self, name: str, boot: bytes | None) -> bytes | None:

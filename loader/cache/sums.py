@@ -26,7 +26,7 @@ class Sums:
             if os.fstat(fd).st_size != size:
                 os.ftruncate(fd, 0)
                 os.ftruncate(fd, size)
-            self._map = mmap.mmap(fd, size)
+            self._map: mmap.mmap | bytearray = mmap.mmap(fd, size)
         finally:
             os.close(fd)
 
@@ -40,4 +40,7 @@ class Sums:
         return bool(known == zlib.crc32(data) + 1)
 
     def close(self) -> None:
-        self._map.close()
+        """Give the file back. Who still holds the sums sees what they were, and changes nothing any more."""
+        mapped, self._map = self._map, bytearray(self._map)
+        if isinstance(mapped, mmap.mmap):
+            mapped.close()

@@ -25,6 +25,7 @@ class KeeperConfig:
     on_stop: str = "keep"
     deadline: float = 90.0  # a request that is older is answered with EIO
     silence: float = 15.0  # a worker that does not answer a PING for so long is killed
+    start_silence: float = 45.0  # the same before its first word: on a starved machine the modules alone take long
     grace: float = 30.0  # after a stop that keeps mounts, readers wait so long for the next daemon: a slow upgrade
     standby: bool = True  # keep the next worker started, waiting
     cachefiles_dir: Path | None = None  # default: ROOT/cachefiles

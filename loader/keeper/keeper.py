@@ -305,7 +305,10 @@ class Keeper:
 
     def _watch_worker(self, now: float) -> None:
         """A worker that is stopped or hangs keeps its readers waiting: it is killed, and the next one gets them."""
-        if self.worker is not None and (silent := self.worker.ping(now)) > self.config.silence:
+        if self.worker is None:
+            return
+        patience = self.config.silence if self.worker.listens else self.config.start_silence
+        if (silent := self.worker.ping(now)) > patience:
             log.error("the worker said nothing for %.0f s: killed", silent)
             self.worker.signal(signal.SIGKILL)
 

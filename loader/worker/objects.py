@@ -158,7 +158,7 @@ class Objects:
     def _install(self, item: Object, file: CacheFile | None, writer: Writer) -> None:
         """Make an object known; one of the same number or cache file ends."""
         with self._lock:
-            ended = [self._objects.pop(item.number, None)]
+            ended, old = [self._objects.pop(item.number, None)], None
             if file is not None:
                 old = self._files.get(file.key)
                 if old is not None and old.object is not None:
@@ -169,6 +169,8 @@ class Objects:
             if previous is not None:
                 previous.close()
         if file is not None:
+            if old is not None and old is not file:
+                old.close()
             file.writer, file.object = writer, item.number
 
     def close(self, number: int) -> CacheFile | None:
@@ -176,10 +178,13 @@ class Objects:
         with self._lock:
             item = self._objects.pop(number, None)
             file = item.file if item else None
-            if file is not None and self._files.get(file.key) is file and file.object == number:
+            last = file is not None and self._files.get(file.key) is file and file.object == number
+            if file is not None and last:
                 del self._files[file.key]
         if item is not None:
             item.close()
+        if file is not None and last:
+            file.close()
         return file
 
     def add_from_keeper(self, body: dict[str, Any], fd: int) -> None:

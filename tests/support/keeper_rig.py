@@ -109,7 +109,9 @@ def make_image(directory: Path, form: Form, *, seed: int = 1, blobs: int = 2, la
 class Daemon:
     """`erofs-loader serve` without the loader: its root is `directory`/root."""
 
-    def __init__(self, directory: Path, *, delay: float = 0.0, **settings: Any) -> None:
+    def __init__(
+        self, directory: Path, *, delay: float = 0.0, worker: tuple[str, ...] = WORKER, **settings: Any
+    ) -> None:
         self.root = directory / "root"
         self.source = directory / "source"
         self.source.mkdir(exist_ok=True)
@@ -118,7 +120,7 @@ class Daemon:
         self.config = KeeperConfig(
             root=self.root,
             socket=self.root / "control.sock",
-            worker=WORKER,
+            worker=worker,
             worker_env=environment,
             **settings,
         )
