@@ -41,6 +41,7 @@ class Published:
     registry: FaultyRegistry
     target: Path
     digests: dict[str, str]
+    settings: Path
     fresh: Iterator[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -85,13 +86,13 @@ def mounted(sample: Sample, deadline: float, timeout: float) -> Iterator[Publish
         f'[fetch]\ndeadline = {deadline}\nreadahead = "0"\n[registry]\ntimeout = {timeout}\nconnect_timeout = 5\n'
     )
     with Daemon(directory / f"{deadline}", "--config", str(settings)) as daemon:
-        yield Published(daemon, registry, daemon.mount(f"docker://{registry.address}/sample:1"), digests)
+        yield Published(daemon, registry, daemon.mount(f"docker://{registry.address}/sample:1"), digests, settings)
 
 
 @pytest.fixture(scope="module")
 def image(sample: Sample) -> Iterator[Published]:
-    """For faults that stay: with a short deadline, before which a stall is noticed (after two waits at most)."""
-    with mounted(sample, DEADLINE, 0.7) as ready:
+    """For faults that stay: with a short deadline, before which a stall is noticed."""
+    with mounted(sample, DEADLINE, 1.0) as ready:
         yield ready
 
 
@@ -106,7 +107,8 @@ def patient(sample: Sample) -> Iterator[Published]:
 def _heal(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "sample" in request.fixturenames:
-        request.getfixturevalue("sample")[1].plan = None
+        registry = request.getfixturevalue("sample")[1]
+        registry.plan, registry.documents = None, []
 
 
 # What a fault is called, what it is, and what `status` says of it
@@ -181,6 +183,41 @@ def test_wrong_bytes_are_never_seen(patient: Published, fault: Fault) -> None:
     image.registry.plan = None
     assert image.heals(always)
     assert checked.returncode in (0, 12)  # a whole download is not a range; see the next test
+
+
+DOCUMENTS: list[tuple[str, Fault]] = [
+    ("reset mid-body", faults.reset_mid_body),
+    ("truncated body", faults.truncated_body),
+    ("stall mid-body", faults.stall_mid_body),
+    ("trickle mid-body", faults.trickle),
+    ("trickled head", faults.trickled_head),
+    ("503 with Retry-After", faults.status(503, Retry_After="1")),
+]
+
+
+@pytest.mark.parametrize("fault", [row[1] for row in DOCUMENTS], ids=[row[0] for row in DOCUMENTS])
+def test_a_passing_fault_of_a_document_delays_the_mount(image: Published, tmp_path: Path, fault: Fault) -> None:
+    """Once for the image's manifest, once for the metadata that is mounted."""
+    plans = [Plan(fault, 1, "/manifests/"), Plan(fault, 1, "/blobs/")]
+    name = f"docker://{image.registry.address}/sample:1"
+    with Daemon(tmp_path / "d", "--config", str(image.settings)) as daemon:
+        image.registry.documents = plans
+        target = daemon.mount(name)
+        assert [plan.met for plan in plans] == [1, 1]
+        assert start_cat(target / "000").communicate(timeout=60)[0].strip() == image.digests["000"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["/manifests/", "/blobs/"])
+def test_a_document_that_trickles_does_not_hold_the_mount_for_ever(
+    image: Published, tmp_path: Path, where: str
+) -> None:
+    with Daemon(tmp_path / "d", "--config", str(image.settings)) as daemon:
+        image.registry.documents = [Plan(faults.trickle, where=where)]
+        (target := tmp_path / "mnt").mkdir()
+        done = daemon.run("mount", f"docker://{image.registry.address}/sample:1", str(target))
+        assert done.returncode == 11, done.stderr
+        assert "timed out" in done.stderr
 
 
 def test_check_ends_with_12_where_the_registry_lies(image: Published) -> None:

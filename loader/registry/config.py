@@ -1,7 +1,7 @@
 """Settings of registries: the `[registry]` table of the daemon's configuration file (see loader/config.py).
 
 [registry]
-timeout = 30                 # seconds without a byte before a request counts as lost
+timeout = 30                 # seconds without a byte, or with less than 4 KiB each, before a request counts as lost
 connect_timeout = 10
 insecure = false             # every host: plain HTTP and unchecked certificates are fine
 auth_file = "/root/.docker/config.json"

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from loader.errors import TransientRegistryError, UnreachableError
+from loader.registry.pace import SLICES, Pace
 
 _HEAD_LIMIT = 65536
 _FIRST = 16384  # bytes asked for with the head: the body of a short answer comes along
@@ -23,7 +24,6 @@ _SHORT = 16384  # bytes of a body that are rather read than its connection close
 _KEPT = 64  # idle connections: as many as readers may wait at once
 _FRESH = 0.5  # seconds for which a connection is not suspected; if it was closed all the same, we ask once more
 _MOST_INTERIM = 8
-SLOWEST = 4096  # bytes a second: a body that comes more slowly over the time of a timeout counts as stalled
 _TARGET = re.compile(r"/[!-~]*\Z")
 _FIELD = re.compile(r"[!-~][ -~]*\Z")
 _STATUS = re.compile(r"HTTP/1\.([01]) ([1-9][0-9]{2})(?: |\Z)")
@@ -73,10 +73,10 @@ class _Head(NamedTuple):
 class RangeResponse:
     """One answer; see `transport.HttpResponse`."""
 
-    def __init__(self, pool: RangePool, sock: socket.socket, head: _Head, begun: bytes, shown: str) -> None:
+    def __init__(self, pool: RangePool, sock: socket.socket, head: _Head, begun: bytes, shown: str, pace: Pace) -> None:
         self.status = head.status
         self.headers: Mapping[str, str] = _Headers(head.fields)
-        self._pool, self._shown, self._keep = pool, shown, head.keep
+        self._pool, self._shown, self._keep, self._pace = pool, shown, head.keep, pace
         self._socket: socket.socket | None = sock
         self._begun = begun
         self._left = head.length
@@ -96,18 +96,16 @@ class RangeResponse:
         data = bytearray(wanted)
         data[: len(begun)] = begun
         view, position = memoryview(data), len(begun)
-        pace = _Pace(self._pool.timeout)
         try:
             while position < wanted:
-                count = self._pool.receive_into(sock, view[position:])
+                count = self._pool.receive_into(sock, view[position:], self._pace)
                 if not count:
                     raise TransientRegistryError(
                         f"{self._shown}: the connection broke ({wanted - position} bytes are missing)"
                     )
                 position += count
-                if position < wanted:
-                    pace.came(count)
-        except (BlockingIOError, TimeoutError):
+                self._pace.came(count, position < self._left)
+        except TimeoutError:
             self._drop()
             raise TransientRegistryError(f"{self._shown}: timed out") from None
         except OSError as error:
@@ -138,33 +136,15 @@ class RangeResponse:
             self._socket = None
 
 
-class _Pace:
-    """TimeoutError for what comes, but so slowly that another server is the better hope."""
-
-    def __init__(self, timeout: float | None) -> None:
-        self._timeout = timeout
-        self._since = time.monotonic()
-        self._came = 0
-
-    def came(self, count: int) -> None:
-        self._came += count
-        if self._timeout is None or (seconds := time.monotonic() - self._since) < self._timeout:
-            return
-        if self._came < SLOWEST * seconds:
-            raise TimeoutError(f"{self._came} bytes in {seconds:.0f} s")
-        self._since, self._came = time.monotonic(), 0
-
-
 class RangePool:
     """Kept connections to one server. Thread-safe."""
 
     def __init__(self, origin: Origin) -> None:
         self._origin = origin
-        self.timeout = origin.timeout
         self._idle: list[tuple[socket.socket, float]] = []  # with the moment when each was used last
         self._lock = threading.Lock()
         self._closed = False
-        self.receive_into: Callable[[socket.socket, memoryview], int] = (
+        self.receive_into: Callable[[socket.socket, memoryview, Pace], int] = (
             _receive_some if origin.context else _receive_all
         )
         default = 443 if origin.context else 80
@@ -183,9 +163,10 @@ class RangePool:
         kept = sock is not None
         if sock is None:
             sock = self._connect(shown)
+        pace = Pace(self._origin.timeout)
         try:
             sock.sendall(request)
-            head, rest = _receive_head(sock, _Pace(self.timeout))
+            head, rest = _receive_head(sock, pace)
         except (BlockingIOError, TimeoutError):
             sock.close()
             raise TransientRegistryError(f"{shown}: timed out") from None
@@ -199,7 +180,7 @@ class RangePool:
             return None
         if len(rest) > head.length:  # bytes that nobody asked for: not to be taken for the next answer
             head = head._replace(keep=False)
-        return RangeResponse(self, sock, head, rest[: head.length], shown)
+        return RangeResponse(self, sock, head, rest[: head.length], shown, pace)
 
     def give_back(self, sock: socket.socket) -> None:
         """Keep a connection whose answer was read to the end."""
@@ -270,14 +251,14 @@ def _encode(target: str, host: str, headers: Mapping[str, str]) -> bytes | None:
     return "\r\n".join(lines).encode("ascii")
 
 
-def _receive_head(sock: socket.socket, pace: _Pace) -> tuple[_Head, bytes]:
+def _receive_head(sock: socket.socket, pace: Pace) -> tuple[_Head, bytes]:
     """The head of the answer that counts, and what came behind it. EOFError: nothing came; ValueError: malformed."""
     data = b""
     for _ in range(_MOST_INTERIM):
         while (end := data.find(b"\r\n\r\n")) < 0:
             if len(data) > _HEAD_LIMIT:
                 raise ValueError("a head without an end")
-            more = sock.recv(_FIRST)
+            more = _receive(sock, pace)
             if not more:
                 raise EOFError("the server closed it")
             data += more
@@ -312,22 +293,45 @@ def parse_head(data: bytes) -> _Head:
     return _Head(status, fields, 0 if status in (204, 304) else int(length), keep)
 
 
-def _receive_all(sock: socket.socket, view: memoryview) -> int:
-    """As much as there is room for, if the time allows: one system call."""
-    return sock.recv_into(view, 0, socket.MSG_WAITALL)
+def _receive(sock: socket.socket, pace: Pace) -> bytes:
+    """What comes next, at most `_FIRST` bytes."""
+    while True:
+        pace.start()
+        try:
+            return sock.recv(_FIRST)
+        except BlockingIOError:
+            pace.nothing()
 
 
-def _receive_some(sock: socket.socket, view: memoryview) -> int:
+def _receive_all(sock: socket.socket, view: memoryview, pace: Pace) -> int:
+    """As much as there is room for, or as comes in a slice of the timeout: one system call, mostly."""
+    while True:
+        pace.start()
+        try:
+            return sock.recv_into(view, 0, socket.MSG_WAITALL)
+        except BlockingIOError:
+            pace.nothing()
+
+
+def _receive_some(sock: socket.socket, view: memoryview, pace: Pace) -> int:
+    pace.start()
     return sock.recv_into(view)
 
 
 def _set_timeout(sock: socket.socket, seconds: float | None) -> None:
-    """Have the kernel keep the time: then a read is one system call."""
+    """Have the kernel keep the time: then a read is one system call.
+
+    A receive that waits for all of its bytes does not say when the last one came, only that its time is over: so it
+    waits for a slice of the timeout, and the pace adds up.
+    """
     sock.settimeout(None)
     if seconds is not None:
-        value = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6) or int(seconds < 1))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(seconds / SLICES))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(seconds))
+
+
+def _timeval(seconds: float) -> bytes:
+    return struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6) or int(seconds < 1))
 
 
 def _is_silent(sock: socket.socket) -> bool:

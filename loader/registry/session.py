@@ -16,6 +16,7 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
+from loader.registry.paced import paced
 from loader.registry.transport import HostSettings, HttpRequest
 
 _POOL_SIZE = 8  # kept connections per host: uploads and documents go a few at a time
@@ -73,9 +74,11 @@ class _HostAdapter(HTTPAdapter):
 
     def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **more: Any) -> None:
         super().init_poolmanager(connections, maxsize, block, ssl_context=self.settings.context, **more)
+        paced(self.poolmanager)
 
     def proxy_manager_for(self, proxy: str, **more: Any) -> urllib3.ProxyManager:
         manager: urllib3.ProxyManager = super().proxy_manager_for(proxy, ssl_context=self.settings.context, **more)
+        paced(manager)
         return manager
 
     def build_connection_pool_key_attributes(

@@ -24,6 +24,7 @@ from urllib3.exceptions import HTTPError, LocationParseError, NewConnectionError
 
 from loader.errors import RegistryError, TransientRegistryError, UnreachableError, UsageError
 from loader.registry.config import RegistryConfig
+from loader.registry.paced import paced
 from loader.registry.ranges import Origin, RangePool, RangeResponse, StaleConnectionError
 
 if TYPE_CHECKING:
@@ -211,15 +212,17 @@ def _proxy(scheme: str, netloc: str) -> str | None:
 
 def _make_pool(settings: HostSettings) -> urllib3.PoolManager:
     timeout = urllib3.Timeout(connect=settings.timeout[0], read=settings.timeout[1])
-    if settings.proxy:
-        return urllib3.ProxyManager(
+    if not settings.proxy:
+        return paced(urllib3.PoolManager(maxsize=_POOL_SIZE, timeout=timeout, ssl_context=settings.context))
+    return paced(
+        urllib3.ProxyManager(
             settings.proxy,
             proxy_headers=_proxy_headers(settings.proxy),
             maxsize=_POOL_SIZE,
             timeout=timeout,
             ssl_context=settings.context,
         )
-    return urllib3.PoolManager(maxsize=_POOL_SIZE, timeout=timeout, ssl_context=settings.context)
+    )
 
 
 class _PooledResponse:

@@ -1,6 +1,7 @@
-"""Faults that a proxy in front of a real registry answers ranges with. Each takes the answer over; none is simulated.
+"""Faults that a proxy in front of a real registry answers ranges or documents with. None is simulated.
 
-A fault gets the handler of the proxy, which holds the reader's request, and the registry's own answer to it.
+A fault takes the answer over: it gets the handler of the proxy, which holds the reader's request, and the registry's
+own answer to it.
 """
 
 from __future__ import annotations
@@ -155,15 +156,21 @@ def closed_port() -> int:
 
 
 class Plan:
-    """A fault for the next `times` ranges (None: for all until it is lifted); counts how many it met."""
+    """A fault for the next `times` answers (None: for all until it is lifted) to what has `where` in its path.
 
-    def __init__(self, fault: Fault, times: int | None = None) -> None:
+    It counts how many it met.
+    """
+
+    def __init__(self, fault: Fault, times: int | None = None, where: str = "") -> None:
         self._fault = fault
         self._left = times
+        self._where = where
         self._lock = threading.Lock()
         self.met = 0
 
-    def take(self) -> Fault | None:
+    def take(self, path: str) -> Fault | None:
+        if self._where not in path:
+            return None
         with self._lock:
             if self._left is not None and self._left <= 0:
                 return None

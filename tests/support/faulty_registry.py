@@ -20,7 +20,8 @@ class FaultyRegistry:
 
     corrupt: flip one bit in the middle of every range · refuse: answer ranges with this HTTP status · off: hang up on
     everything · cut: send only the first half of every range · plan: a fault of faults.py for some or all ranges ·
-    whole: ignore ranges and answer 200 with everything · revoked: logins that count as expired.
+    documents: the same for what is read whole · whole: ignore ranges and answer 200 with everything ·
+    revoked: logins that count as expired.
     """
 
     def __init__(self, target: str) -> None:
@@ -30,6 +31,7 @@ class FaultyRegistry:
         self.off = False
         self.refuse: int | None = None
         self.plan: Plan | None = None
+        self.documents: list[Plan] = []
         self.whole = False
         self.spoil_blobs = False
         self.most_at_once = 0
@@ -120,7 +122,7 @@ class FaultyRegistry:
     def _range(self, path: str, header: str, data: bytes) -> bytes:
         first, _, last = header.removeprefix("bytes=").partition("-")
         with self._lock:
-            self.ranges.append((path, int(first), int(last)))
+            self.ranges.append((path, int(first), int(last or int(first) + len(data) - 1)))
         if self.corrupt and data:
             middle = len(data) // 2
             return data[:middle] + bytes((data[middle] ^ 1,)) + data[middle + 1 :]
@@ -143,8 +145,10 @@ class FaultyRegistry:
                     return
                 with registry._counted():
                     status, headers, data = registry._forward(self)
-                    fault = registry.plan.take() if wanted and registry.plan else None
-                    if fault:
+                    plans = registry.documents if not wanted else [registry.plan] if registry.plan else []
+                    if self.command == "GET" and (
+                        fault := next(filter(None, (p.take(self.path) for p in plans)), None)
+                    ):
                         fault(Answer(self, status, headers, data))
                         return
                     if registry.spoil_blobs and len(data) > 100_000:
