@@ -39,6 +39,10 @@ class KernelFile:
     def cookie(self) -> str:
         return self.name[1:]
 
+    @property
+    def decoded(self) -> bool:
+        return self.form is Form.DECODED
+
 
 def kernel_files(directory: Path, tags: Mapping[str, tuple[Form, Digest]]) -> list[KernelFile]:
     """All files of the cache that is bound to `directory`. `tags` says which tag is which blob's."""

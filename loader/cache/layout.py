@@ -10,7 +10,7 @@
       blobs/FORM/HEX/ready         bitmap, one bit a frame: its bytes are in `data`         ready.py
       blobs/FORM/HEX/synced        the bitmap as of the last fdatasync of `data`            ready.py
       blobs/FORM/HEX/sums          decoded: checksums of what was written                   sums.py
-      objects/NAME/ready, synced   cachefiles: the same for the kernel's own cache files    ready.py
+      objects/NAME/ready, synced, sums  cachefiles: the same for the kernel's own cache files
       cachefiles/                  belongs to the kernel while the cachefiles plane is on
       tmp/                         half-written files; emptied at start
       keeper.json, choice.json, loader.lock, notify.sock, parked.sock                       the keeper's, loader.keeper

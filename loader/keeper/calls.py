@@ -87,6 +87,12 @@ class Calls:
         plane.cull(str(body["directory"]), str(body["name"]))
         reply({}, None)
 
+    def _call_look(self, body: dict[str, Any], reply: Reply) -> None:
+        plane = self._keeper.plane
+        if not isinstance(plane, CachefilesPlane):
+            raise OSError(errno.EOPNOTSUPP, f"plane {plane.name}: its files can be read")
+        reply({}, plane.look(str(body["directory"]), str(body["name"])))
+
     def _call_mount(self, body: dict[str, Any], reply: Reply) -> None:
         self._keeper.mounter.mount(body, _done(reply))
 

@@ -192,10 +192,13 @@ class Keeper:
         token = token if isinstance(token, int) else 0
 
         def reply(body: dict[str, Any], fd: int | None = None) -> None:
+            own = fd if "object" in body else None  # an object's stays here too; any other is the worker's alone
+            given = fd if own is None else self.lend(body["object"])
             if worker is self.worker:
-                given = None if fd is None else self.lend(body["object"])
-                worker.send(pack_json(Kind.RESULT, {"token": token, "errno": 0} | body), fd, given)
+                worker.send(pack_json(Kind.RESULT, {"token": token, "errno": 0} | body), own, given)
                 self._update_interest(worker)
+            elif given is not None:
+                os.close(given)
 
         return reply
 

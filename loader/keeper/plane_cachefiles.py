@@ -6,9 +6,10 @@ import errno
 import logging
 import os
 from collections.abc import Iterator
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 import cachefiles
+from loader.keeper.bounds import open_below
 from loader.keeper.config import KeeperConfig
 from loader.keeper.fdstore import FdStore
 from loader.keeper.requests import Pending, RequestTable
@@ -177,10 +178,18 @@ class CachefilesPlane:
 
     def cull(self, directory: str, name: str) -> None:
         """EPERM for what is not below the cache: the kernel would bury any file of its file system."""
+        place = self._place(directory, name)
+        cachefiles.cull(self.device, place, name)
+
+    def look(self, directory: str, name: str) -> int:
+        """A descriptor of a cache file, for reading; EPERM for any other file. Its bytes are the image's."""
+        return open_below(self.directory, str(self._place(directory, name) / name), os.O_RDONLY)
+
+    def _place(self, directory: str, name: str) -> Path:
         parts = PurePath(directory).parts
         if PurePath(directory).is_absolute() or ".." in parts or PurePath(name).name != name or name == "..":
             raise OSError(errno.EPERM, "not in the cache", f"{directory}/{name}")
-        cachefiles.cull(self.device, self.directory / directory, name)
+        return self.directory / directory
 
     def _failed(self, what: str, pending: Pending, error: Exception) -> None:
         if isinstance(error, OSError) and error.errno == errno.EINVAL:

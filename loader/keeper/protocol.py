@@ -92,6 +92,7 @@ CALLS = {
     "idle": "object, ranges [[start, end], …] (at most MOST_RANGES): fanotify: which of them nobody waits for and no"
     " thread can be reading → idle: their numbers. It stays so while the worker answers no request for them",
     "cull": "directory, name: cachefiles: cull a cache file (EBUSY while in use)",
+    "look": "directory, name: cachefiles: open a cache file → descriptor, for reading",
     "status": "→ generation, plane, objects, mounts, fenced, requests in flight with their age, counters",
     "stop": "mode keep|umount: leave in order",
 }

@@ -50,16 +50,21 @@ class Culler:
         for file in by_age(self.files(), self._state.last_used(), pinned):
             if freed >= needed:
                 break
-            try:
-                self._link.call("cull", PATIENCE, directory=str(file.directory), name=file.name)
-            except CallError as error:
-                if error.errno not in (errno.EBUSY, errno.ESTALE, errno.ENOENT):
-                    log.warning("cannot cull %s: %s", file.name, error)
-                continue
-            shutil.rmtree(self._layout.object(object_name(file.volume, file.cookie)), ignore_errors=True)
-            log.info("culled %s, %d bytes", file.name, file.allocated)
-            freed += file.allocated
+            if self.cull_file(file):
+                freed += file.allocated
         return freed
+
+    def cull_file(self, file: KernelFile) -> bool:
+        """Cull one; whether it went."""
+        try:
+            self._link.call("cull", PATIENCE, directory=str(file.directory), name=file.name)
+        except CallError as error:
+            if error.errno not in (errno.EBUSY, errno.ESTALE, errno.ENOENT):
+                log.warning("cannot cull %s: %s", file.name, error)
+            return False
+        shutil.rmtree(self._layout.object(object_name(file.volume, file.cookie)), ignore_errors=True)
+        log.info("culled %s, %d bytes", file.name, file.allocated)
+        return True
 
 
 class Victim(NamedTuple):

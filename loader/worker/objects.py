@@ -96,7 +96,10 @@ class Objects:
 
     def file(self, form: Form, blob: Digest) -> CacheFile | None:
         """fanotify: the open cache file of a blob."""
-        return self._files.get(blob_key(form, blob))
+        return self.open_file(blob_key(form, blob))
+
+    def open_file(self, key: str) -> CacheFile | None:
+        return self._files.get(key)
 
     def files_of(self, form: Form, blob: Digest) -> list[CacheFile]:
         """Every open cache file of a blob in a form: one with fanotify, one per volume with cachefiles."""
@@ -151,9 +154,9 @@ class Objects:
         form, blob = found
         table = load_table(self._layout, form, blob)
         directory = self._layout.object(object_name(volume, cookie))
-        return CacheFile(
-            f"{volume}/{cookie}", form, table, ReadyMap(directory, len(table), self._layout.tmp), trusted=False
-        )
+        ready = ReadyMap(directory, len(table), self._layout.tmp)
+        sums = Sums(directory, len(table)) if form is Form.DECODED else None
+        return CacheFile(f"{volume}/{cookie}", form, table, ready, trusted=False, sums=sums)
 
     def _install(self, item: Object, file: CacheFile | None, writer: Writer) -> None:
         """Make an object known; one of the same number or cache file ends."""

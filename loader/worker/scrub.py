@@ -2,10 +2,14 @@
 
 Encoded frames are held against the digests of their table, decoded ones against the checksums that were kept when they
 were written (sums.py). An open file is marked before anything of it counts as missing, so that its readers wait.
+
+The kernel's own files (cachefiles) are written over where a mount reads them, for nobody else can make a hole in them
+while they may be read; one that nothing has mounted is culled whole. A hole in them is no damage: the kernel asks.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import time
@@ -17,6 +21,7 @@ from erofs_builder.errors import FormatError
 from erofs_builder.payload import Form
 from loader.cache.claims import FlightTable, Priority, Waiter
 from loader.cache.files import CacheFile, load_table
+from loader.cache.kernel_files import KernelFile
 from loader.cache.layout import Layout
 from loader.cache.ready import ReadyMap
 from loader.cache.state import State
@@ -24,11 +29,13 @@ from loader.cache.sums import Sums
 from loader.cache.usage import measure
 from loader.errors import LoaderError
 from loader.worker.counters import Counters
+from loader.worker.kernel_look import KernelLook, is_there
 from loader.worker.link import Link
 from loader.worker.mounting import Mounting
 from loader.worker.objects import Objects
 
 log = logging.getLogger(__name__)
+Checks = Iterator[tuple[int, int]]  # of each ready frame: its size, and 1 if it was damaged
 
 INTERVAL = 0.5  # seconds between two reports
 REPAIR_TIME = 600.0  # seconds for which a damaged frame is tried to be fetched without a reader
@@ -39,29 +46,46 @@ class Scrubber:
 
     def __init__(
         self, layout: Layout, state: State, objects: Objects, mounting: Mounting, flights: FlightTable,
-        link: Link, counters: Counters,
+        link: Link, counters: Counters, kernel: KernelLook | None,
     ) -> None:  # fmt: skip
+        """`kernel`: where the kernel has cache files of its own."""
         self._layout, self._state, self._objects, self._mounting = layout, state, objects, mounting
-        self._flights, self._link, self._counters = flights, link, counters
+        self._flights, self._link, self._counters, self._kernel = flights, link, counters, kernel
 
     def scrub(self, interval: float = INTERVAL) -> Iterator[dict[str, Any]]:
         """Check all of the cache; reports bytes and frames checked and damaged frames found, at last `finished`.
 
         `interval`: seconds between two reports; 0: one a frame.
         """
-        usage = measure(self._layout, self._state)
-        report: dict[str, Any] = {"total": sum(item.allocated for item in usage), "checked": 0, "frames": 0}
-        report |= {"damaged": 0, "skipped": [], "finished": False}
+        report: dict[str, Any] = {"total": 0, "checked": 0, "frames": 0, "damaged": 0, "skipped": []}
+        parts = [*self._own(report), *self._kernels(report)]
+        report["finished"] = False
         said = 0.0
-        for item in usage:
-            for checked, damaged in self._blob(item.form, item.blob, report["skipped"]):
-                report["checked"] += checked
-                report["frames"] += 1
-                report["damaged"] += damaged
-                if time.monotonic() - said >= interval:
-                    said = time.monotonic()
-                    yield dict(report)
+        for checked, damaged in itertools.chain.from_iterable(parts):
+            report["checked"] += checked
+            report["frames"] += 1
+            report["damaged"] += damaged
+            if time.monotonic() - said >= interval:
+                said = time.monotonic()
+                yield dict(report)
         yield report | {"finished": True}
+
+    def _own(self, report: dict[str, Any]) -> Iterator[Checks]:
+        """Our own cache files: what is found in each, once it is iterated over."""
+        for item in measure(self._layout, self._state):
+            if self._kernel is None or self._layout.data(item.blob, item.form).exists():  # else it is but a table
+                report["total"] += item.allocated
+                yield self._blob(item.form, item.blob, report["skipped"])
+
+    def _kernels(self, report: dict[str, Any]) -> Iterator[Checks]:
+        """The same for the kernel's."""
+        if self._kernel is None:
+            return
+        named = self._kernel.files()
+        report["skipped"] += [f"{file}: new, until it is unmounted" for file in self._kernel.nameless(named)]
+        for found in named:
+            report["total"] += found.allocated
+            yield self._kernels_file(self._kernel, found, report["skipped"])
 
     def check(self, file: CacheFile, frames: Iterable[int]) -> int:
         """Check some frames of an open file, repair what is wrong; how many there were."""
@@ -76,8 +100,7 @@ class Scrubber:
             self._repair(file, wrong)
         return len(wrong)
 
-    def _blob(self, form: Form, blob: Digest, skipped: list[str]) -> Iterator[tuple[int, int]]:
-        """Each ready frame of a blob: its size, and 1 if it was damaged."""
+    def _blob(self, form: Form, blob: Digest, skipped: list[str]) -> Checks:
         file = self._objects.file(form, blob)
         try:
             if file is not None:
@@ -89,7 +112,7 @@ class Scrubber:
             log.error("cannot check %s/%s: %s", form.value, blob.hex, error)
             skipped.append(f"{form.value}/{blob.hex}: {error}")
 
-    def _closed_blob(self, form: Form, blob: Digest) -> Iterator[tuple[int, int]]:
+    def _closed_blob(self, form: Form, blob: Digest) -> Checks:
         table = load_table(self._layout, form, blob)
         directory = self._layout.blob(blob, form)
         fd = os.open(directory / "data", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -111,6 +134,41 @@ class Scrubber:
             ready.close()
             if sums is not None:
                 sums.close()
+
+    def _kernels_file(self, kernel: KernelLook, found: KernelFile, skipped: list[str]) -> Checks:
+        try:
+            with kernel.descriptor(found) as fd:
+                if (file := kernel.opened(found)) is None:
+                    yield from self._culled_if_wrong(kernel, found, fd)
+                    return
+                for frame in [frame for frame in range(len(file.table)) if file.ready[frame]]:
+                    wrong = [frame] if _is_wrong(file, fd, frame) else []
+                    if wrong and file.writer is not None:
+                        self._repair(file, wrong)
+                    yield file.place(file.table[frame])[1], len(wrong)
+        except (OSError, FormatError) as error:
+            log.error("cannot check %s: %s", found.name, error)
+            skipped.append(f"{found.name}: {error}")
+
+    def _culled_if_wrong(self, kernel: KernelLook, found: KernelFile, fd: int) -> Checks:
+        """Nothing has it mounted: what is wrong of it cannot be written over."""
+        with kernel.closed_file(found) as file:
+            wrong = []
+            for frame in [frame for frame in range(len(file.table)) if file.ready[frame]]:
+                if not _intact(file, fd, frame):
+                    wrong.append(frame)
+                yield file.place(file.table[frame])[1], int(frame in wrong[-1:])
+            if not wrong:
+                return
+            with self._mounting.exclusive():
+                opened = kernel.opened(found)
+                if opened is None:
+                    self._found(file, wrong)
+                    if not kernel.cull(found):
+                        log.error("%s could not be culled: the kernel has it in use", file)
+                    return
+            if repairable := [frame for frame in wrong if _is_wrong(opened, fd, frame)]:
+                self._repair(opened, repairable)  # mounted in the meantime
 
     def _repair(self, file: CacheFile, wrong: list[int]) -> None:
         self._found(file, wrong)
@@ -143,6 +201,8 @@ def _is_wrong(file: CacheFile, fd: int, number: int) -> bool:
 def _intact(file: CacheFile, fd: int, number: int) -> bool:
     frame = file.table[number]
     offset, size = file.place(frame)
+    if not file.trusted and not is_there(fd, offset, size):
+        return True  # the kernel has thrown it away, and asks
     os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)  # look at the disk, where memory does not hold it dirty
     try:
         data = os.pread(fd, size, offset)

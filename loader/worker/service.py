@@ -32,6 +32,7 @@ from loader.worker.fetcher import Fetcher
 from loader.worker.hands import Hands
 from loader.worker.hints import hints_of
 from loader.worker.images import Images
+from loader.worker.kernel_look import KernelLook
 from loader.worker.link import Link, Packet
 from loader.worker.link_estimate import LinkEstimate
 from loader.worker.mounting import Mounting
@@ -85,9 +86,10 @@ class Service:
             plane, config.domain, self.layout, self.state, self.images, self.objects, self.flights, link,
             self._announce, self.starts, self.pages,
         )  # fmt: skip
+        culler = Culler(self.layout, self.state, link) if plane == "cachefiles" else None
         self.collector = Collector(
             self.layout, self.state, self.objects, self.mounting, FrameEvictor(self.objects, self.flights, link),
-            Culler(self.layout, self.state, link) if plane == "cachefiles" else None, self.counters, config.quota,
+            culler, self.counters, config.quota,
         )  # fmt: skip
         self.outages = Outages(config.deadline)
         self.fetcher = Fetcher(
@@ -98,8 +100,9 @@ class Service:
             self.fetcher.why, quiet=True,
         )  # fmt: skip
         self.scrubber = Scrubber(
-            self.layout, self.state, self.objects, self.mounting, self.flights, link, self.counters
-        )
+            self.layout, self.state, self.objects, self.mounting, self.flights, link, self.counters,
+            KernelLook(self.layout, culler, self.objects, link) if culler is not None else None,
+        )  # fmt: skip
         self.patrol = Patrol(
             self.layout, lambda: self.scrubber.scrub(0.0), lambda: self.flights.idle, config.scrub_days
         )
