@@ -1,7 +1,7 @@
 """A parked keeper: the daemon was stopped, mounts stay. It holds the kernel's descriptors, so that the kernel never
-reads a hole unasked; readers wait half a minute for the next daemon, after that they have what is there and errors for
-the rest. The next daemon that starts gets everything from it. A twin, forked from it, holds too, and takes its place
-if it is killed.
+reads a hole unasked (zeros in the decoded form, bytes that do not decode in the encoded one); readers wait half a
+minute for the next daemon, after that they have what is there and errors for the rest. The next daemon that starts gets
+everything from it. A twin, forked from it, holds too, and takes its place if it is killed.
 """
 
 from __future__ import annotations

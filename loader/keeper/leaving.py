@@ -53,7 +53,7 @@ class Leaving:
         if self._mode == "umount" and self._unmount_next():
             return
         unguarded = self._unguarded()
-        if self._mode == "keep" and (unguarded or self._dies_with_us()):
+        if self._mode == "keep" and (unguarded or self._dies_with_us() or self._would_fail()):
             log.warning("incomplete images stay mounted: staying too, to refuse what is missing")
             keeper.park()
             self.done = True  # the state is another keeper's now
@@ -69,6 +69,15 @@ class Leaving:
     def _dies_with_us(self) -> bool:
         """Whether mounts would never heal once the last descriptor is closed: those of cachefiles."""
         return self._keeper.plane.name == "cachefiles" and bool(self._keeper.state.objects)
+
+    def _would_fail(self) -> bool:
+        """Whether readers would get errors until the next daemon starts. (Under systemd they wait for it anyway.)"""
+        if os.environ.get(STORED_ENV):
+            return False
+        state = self._keeper.state
+        state.drop_gone_mounts(self._keeper.host.erofs_targets())
+        used = {number for record in state.mounts.values() for number in record.objects}
+        return any(not item.complete for number, item in state.objects.items() if number in used)
 
     def _unguarded(self) -> list[Object]:
         return [item for item in self._keeper.state.objects.values() if item.mounted and item.holes_read_as_zeros]
