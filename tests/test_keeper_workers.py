@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from loader.keeper import workers
 from loader.keeper.config import KeeperConfig
+from loader.keeper.nursery import Nursery
 from loader.keeper.workers import Backoff, Worker
 
 Start = Callable[[str], Worker]
@@ -31,6 +34,27 @@ def start(tmp_path: Path) -> Iterator[Start]:
     for worker in started:
         worker.finish()
     os.close(control)
+
+
+def test_who_was_forked_by_a_nursery_that_died_of_it_shares_no_socket(tmp_path: Path) -> None:
+    """Each would get half of the packets: one the objects, the other their READs, which it would answer with errors."""
+
+    class Dying:
+        kept: socket.socket
+
+        def fork(self, theirs: socket.socket) -> None:
+            self.kept = theirs.dup()  # the worker that it forked before it died
+
+    nursery = Dying()
+    config = KeeperConfig(tmp_path, tmp_path / "s", "fanotify", worker=("sleep", "600"))
+    with open("/dev/null", "rb") as control:
+        worker = Worker(config, control.fileno(), cast(Nursery, nursery))
+    try:
+        worker.send(b"packet")
+        with nursery.kept:
+            assert nursery.kept.recv(100) == b""
+    finally:
+        worker.finish()
 
 
 def test_a_flood_is_taken_in_portions(start: Start) -> None:

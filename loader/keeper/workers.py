@@ -30,20 +30,13 @@ class Worker:
     """A worker process and our end of its socket. Sending never blocks: what does not fit waits in a queue."""
 
     def __init__(self, config: KeeperConfig, control_fd: int, nursery: Nursery | None = None) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        for end in (ours, theirs):
-            _enlarge(end)
-        ours.setblocking(False)
-        self.sock = ours
+        self.sock, self.process = _launch(config, control_fd, nursery)
         self.started = time.monotonic()
         self.last_heard = self.started
         self.listens = False  # it has said something: its signal handlers are there
         self._pinged = 0.0  # when the PING was sent that is not answered
         self._queue: deque[tuple[bytes, list[int], int | None]] = deque()
         self._queued = 0
-        with theirs:
-            forked = nursery.fork(theirs) if nursery is not None else None
-            self.process: Process = forked or _start(config, control_fd, theirs.fileno())
 
     @property
     def backlog(self) -> bool:
@@ -121,9 +114,35 @@ class Worker:
         return self.process.wait()
 
 
+def _launch(config: KeeperConfig, control_fd: int, nursery: Nursery | None) -> tuple[socket.socket, Process]:
+    """A new worker: our end of its socket, and the process.
+
+    A nursery that fails may have forked one all the same. That one must not share a socket with the one that is
+    started in its place, or each would get half of the packets: its own closes here, and so it ends.
+    """
+    if nursery is not None:
+        ours, theirs = _socketpair()
+        with theirs:
+            if forked := nursery.fork(theirs):
+                return ours, forked
+        ours.close()
+    ours, theirs = _socketpair()
+    with theirs:
+        return ours, _start(config, control_fd, theirs.fileno())
+
+
 def _start(config: KeeperConfig, control_fd: int, theirs: int) -> subprocess.Popen[bytes]:
     environment = worker_environment(config, control_fd) | {KEEPER_FD_ENV: str(theirs)}
     return subprocess.Popen(config.worker, env=environment, pass_fds=(theirs, control_fd), stdin=subprocess.DEVNULL)
+
+
+def _socketpair() -> tuple[socket.socket, socket.socket]:
+    """Our end, which never blocks, and the worker's."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in (ours, theirs):
+        _enlarge(end)
+    ours.setblocking(False)
+    return ours, theirs
 
 
 def _enlarge(end: socket.socket) -> None:
