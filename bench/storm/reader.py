@@ -152,6 +152,9 @@ def run(board: Board, number: int, spec: list[tuple[str, str, str, list[str]]]) 
         row = board[number]
         began, kills = time.monotonic(), board.kills
         board[number] = row._replace(since=began)
+        if board.paused:  # meanwhile; who paused may have seen that nothing goes on
+            board[number] = row
+            continue
         changes: dict[str, int] = {method: getattr(row, method) + 1}
         source = os.open(Path(tree, path), os.O_RDONLY)
         try:
@@ -160,10 +163,12 @@ def run(board: Board, number: int, spec: list[tuple[str, str, str, list[str]]]) 
             print(f"{form} {method}: {error}", flush=True)
             name = f"wrong_{form}"
             changes[name] = getattr(row, name) + 1
-        except OSError:
+        except OSError as error:
+            print(f"{form} {method}: {path}: {error}, {began:.1f} to {time.monotonic():.1f}", flush=True)
             changes["errors"] = row.errors + 1
         finally:
             os.close(source)
+        board[number] = row._replace(since=began, **changes)  # before it can be seen that nothing goes on
         board[number] = row = row._replace(since=0.0, **changes)
         if (took := time.monotonic() - began) > row.longest:
             board[number] = row._replace(longest=took, kills=board.kills - kills)
