@@ -207,6 +207,75 @@ def test_state_is_read_back(tmp_path: Path) -> None:
     assert again.mounts == {}
 
 
+def _with_added(root: Path) -> State:
+    """A state whose second object and second mount lie in lines behind the file."""
+    state = State.load(root)
+    state.new_object("fanotify", path="/first")
+    state.mounts["/a"] = MountRecord("/a", "fanotify", "none", objects=[1])
+    state.save()
+    written = state.path.read_text()
+    item = state.new_object("fanotify", path="/second")
+    state.save_added([item])
+    item.mounted = True
+    state.mounts["/b"] = MountRecord("/b", "fanotify", "none", objects=[item.id])
+    state.save_added([item], [state.mounts["/b"]])
+    assert state.path.read_text() == written
+    return state
+
+
+def test_what_was_added_is_loaded(tmp_path: Path) -> None:
+    state = _with_added(tmp_path)
+    assert State.load(tmp_path) == state
+    del state.mounts["/b"]
+    state.save()
+    assert State.load(tmp_path) == state
+
+
+def test_a_torn_line_and_lines_of_another_file_say_nothing(tmp_path: Path) -> None:
+    state = _with_added(tmp_path)
+    added = tmp_path / "keeper.added"
+    lines = added.read_text()
+    added.write_text(lines + lines.splitlines()[1].replace("/b", "/c")[:-1])
+    assert State.load(tmp_path) == state
+    del state.mounts["/b"]
+    state.save()
+    added.write_text(lines)
+    assert State.load(tmp_path) == state
+
+
+def test_a_damaged_line_is_an_error(tmp_path: Path) -> None:
+    _with_added(tmp_path)
+    with (tmp_path / "keeper.added").open("a") as stream:
+        stream.write("{}\n")
+    with pytest.raises(RuntimeError, match="damaged"):
+        State.load(tmp_path)
+
+
+def test_after_many_additions_the_file_is_replaced(tmp_path: Path) -> None:
+    state = _with_added(tmp_path)
+    before = state.path.read_text()
+    largest = 0
+    while state.path.read_text() == before:
+        state.save_added([state.new_object("fanotify", path="/x" * 400)])
+        largest = max(largest, *(path.stat().st_size for path in tmp_path.glob("keeper.added")), 0)
+    assert 60_000 < largest <= 1 << 16
+    assert not (tmp_path / "keeper.added").exists()
+    assert State.load(tmp_path) == state
+
+
+def test_an_addition_that_cannot_be_written_makes_the_next_one_a_whole_file(tmp_path: Path) -> None:
+    state = _with_added(tmp_path)
+    added = tmp_path / "keeper.added"
+    added.unlink()
+    added.mkdir()
+    item = state.new_object("fanotify")
+    with pytest.raises(IsADirectoryError):
+        state.save_added([item])
+    added.rmdir()
+    state.save_added([item])
+    assert State.load(tmp_path) == state
+
+
 def test_state_of_another_boot_is_forgotten(tmp_path: Path) -> None:
     state = State.load(tmp_path)
     state.new_object("fanotify")

@@ -2,7 +2,7 @@
 
 It does nothing that can fail for reasons outside this machine. The worker does, and may die: its unanswered requests
 go to the next one. What the keeper itself cannot lose lives in the supervisor's descriptor store, in the journal and in
-ROOT/keeper.json.
+ROOT/keeper.json (and keeper.added).
 """
 
 from __future__ import annotations

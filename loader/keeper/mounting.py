@@ -94,7 +94,7 @@ class Mounter:
             if "directio" in options:  # a thread does not wait for such reads
                 self._state.objects[number].readers_unknown = True
         try:
-            self._state.save_now()
+            self._state.save_added([self._state.objects[number] for number in record.objects], [record])
         except OSError:
             del self._state.mounts[record.target]
             raise
@@ -114,7 +114,7 @@ class Mounter:
         def mount() -> None:
             if not Path(record.target).is_dir():
                 raise OSError(errno.ENOTDIR, "not a directory; create it first", record.target)
-            before = backing_devices()
+            before = backing_devices() if pause > 0 else set()
             mount_erofs(record.source, devices, options, record.target)
             if pause > 0:
                 self._pause_readahead(backing_devices() - before, pause)

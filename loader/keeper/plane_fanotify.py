@@ -84,7 +84,7 @@ class FanotifyPlane:
         item = self._state.new_object(self.name, name=name, path=path, form=form, size=size)
         try:
             self._store.store(item.store_name, writer)
-            self._state.save_now()
+            self._state.save_added([item])
             fanotify.mark_fd(self.group, writer)
         except BaseException:
             os.close(writer)

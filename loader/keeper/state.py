@@ -1,4 +1,8 @@
-"""What a keeper must know to take over: objects and mounts, in ROOT/keeper.json, replaced whole at every change.
+"""What a keeper must know to take over: objects and mounts, in ROOT/keeper.json, replaced whole at most changes.
+
+Objects and mounts that are added go behind it instead, as lines of ROOT/keeper.added: with a thousand of them each more
+costs what the first did. A line names the keeper.json that it belongs to; those of an earlier one say nothing. The last
+one may be torn: what it was to record was not done then.
 
 Kept on disk and not only in memory, because it must also tell a start after everything was killed which mounts are
 now unguarded. The boot id says whether those mounts can still exist.
@@ -7,8 +11,11 @@ now unguarded. The boot id says whether those mounts can still exist.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
+import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -16,6 +23,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 VERSION = 1
+_LEAST_ROOM = 1 << 16  # bytes of additions before the file is replaced; of a larger file as many as it has
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -84,6 +92,8 @@ class State:
     mounts: dict[str, MountRecord] = field(default_factory=dict)
     fenced: list[dict[str, Any]] = field(default_factory=list)
     unsaved: bool = False  # the last save failed: it is tried again
+    _key: str = field(default="", repr=False, compare=False)  # of the file as saved last, like no other
+    _room: int = field(default=0, repr=False, compare=False)  # bytes that may still be added to it
     # As saved last.
     _texts: dict[int | str, tuple[Any, str]] = field(default_factory=dict, repr=False, compare=False)
 
@@ -96,7 +106,7 @@ class State:
             document = json.loads(path.read_text())
             if document["version"] != VERSION or document["boot_id"] != empty.boot_id:
                 return empty
-            return cls(
+            state = cls(
                 path,
                 empty.boot_id,
                 document["next_object"],
@@ -104,11 +114,46 @@ class State:
                 {item["id"]: Object(**item) for item in document["objects"]},
                 {item["target"]: MountRecord(**item) for item in document["mounts"]},
                 document["fenced"],
+                _key=document.get("key", ""),
             )
+            state._load_added()
+            return state
         except FileNotFoundError:
             return empty
         except (ValueError, KeyError, TypeError) as error:
             raise RuntimeError(f"{path} is damaged ({error!r}); it cannot be told which mounts are unguarded") from None
+
+    def _load_added(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            for line in self._added.read_text().split("\n")[:-1]:  # behind the last newline: nothing, or a torn line
+                entry = json.loads(line)
+                if entry["key"] != self._key:
+                    continue
+                self.next_object = entry["next_object"]
+                self.objects |= {item["id"]: Object(**item) for item in entry["objects"]}
+                self.mounts |= {item["target"]: MountRecord(**item) for item in entry["mounts"]}
+
+    @property
+    def _added(self) -> Path:
+        return self.path.with_suffix(".added")
+
+    def save_added(self, objects: Iterable[Object], mounts: Iterable[MountRecord] = ()) -> None:
+        """Save these, which are new or were changed, and nothing else that has changed meanwhile. Not synced either."""
+        entry = {
+            "key": self._key,
+            "next_object": self.next_object,
+            "objects": [asdict(item) for item in objects],
+            "mounts": [asdict(record) for record in mounts],
+        }
+        line = _json(entry).encode() + b"\n"
+        if self.unsaved or len(line) > self._room:
+            self.save_now()
+            return
+        room, self._room = self._room, 0  # should this fail, what comes next is a whole file
+        with self._added.open("ab", buffering=0) as stream:
+            if stream.write(line) != len(line):
+                raise OSError(errno.ENOSPC, "only part of it was written", str(self._added))
+        self._room = room - len(line)
 
     def save(self) -> None:
         """Replace the file, or try again later: a full disk must not stop the keeper."""
@@ -122,14 +167,20 @@ class State:
     def save_now(self) -> None:
         """Replace the file. Not synced: a machine that goes down takes the mounts with it."""
         temporary = self.path.with_suffix(".new")
+        self._room = 0
+        self._key = os.urandom(8).hex()
+        text = self._encoded()
         try:
-            temporary.write_text(self._encoded())
+            temporary.write_text(text)
             temporary.replace(self.path)
         except OSError:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
         self.unsaved = False
+        with contextlib.suppress(OSError):  # as long as its lines cannot go, no more come
+            self._added.unlink(missing_ok=True)
+            self._room = max(_LEAST_ROOM, len(text))
 
     def _encoded(self) -> str:
         """The document. Of a thousand objects one has changed since the last save: only that is encoded anew."""
@@ -144,6 +195,7 @@ class State:
             "boot_id": self.boot_id,
             "next_object": self.next_object,
             "generation": self.generation,
+            "key": self._key,
             "fenced": self.fenced,
         }
         objects = ",".join([texts[number][1] for number in self.objects])
