@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from erofs_builder.elf import read_program
 from erofs_builder.errors import ArtifactError
 from erofs_builder.frame_list import MAX_FRAMES, MAX_TEXT, Place, decode_frames, encode_frames
 from erofs_builder.model import Blob, Node
@@ -76,7 +75,7 @@ def _closure(start: Start, path: bytes, node: Node) -> Iterator[BlobPlace]:
     inherited: list[bytes] = []
     while pending:
         path, node = pending.pop(0)
-        program = read_program(lambda offset, length, node=node: start.read(node, offset, length))  # type: ignore[misc]
+        program = start.program(node)
         if program is None:
             continue
         for offset, length in program.touched:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from erofs_builder.elf import Program, read_program
 from erofs_builder.model import Blob, Node
@@ -62,6 +63,7 @@ class Start:
     cache: dict[Place, bytes] = field(default_factory=dict)
     seen: set[int] = field(default_factory=set)
     directories: list[bytes] | None = None  # that ldconfig searches
+    programs: dict[int, Program | None] = field(default_factory=dict)  # by the node's id: libraries recur
 
     def frames(self) -> list[Place]:
         if self.command.arguments:
@@ -112,7 +114,7 @@ class Start:
             if id(node) in self.seen:
                 continue
             self.seen.add(id(node))
-            program = read_program(lambda offset, length, node=node: self.read(node, offset, length))  # type: ignore[misc]
+            program = self.program(node)
             if program is None:
                 continue
             for offset, length in program.touched:
@@ -127,6 +129,12 @@ class Start:
             for name in program.needed:
                 if library := self.library(name, inherited):
                     pending.append((*library, _WHOLE_LIBRARY))
+
+    def program(self, node: Node) -> Program | None:
+        """What a file's headers say, read once."""
+        if id(node) not in self.programs:
+            self.programs[id(node)] = read_program(partial(self.read, node))
+        return self.programs[id(node)]
 
     def search(self, path: bytes, program: Program) -> list[bytes]:
         """A program's RPATH and RUNPATH."""
