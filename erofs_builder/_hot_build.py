@@ -12,6 +12,8 @@ ffibuilder.cdef(
     int eod_tar_scan(const uint8_t *data, size_t length, int64_t *out, int limit);
     int eod_sha256_lanes(void);
     void eod_sha256_many(const uint8_t *data, const uint64_t *places, size_t count, uint8_t *digests);
+    void eod_sha256_beside(uint32_t *words, const uint8_t *stream, size_t stream_blocks, const uint8_t *data,
+                           const uint64_t *places, size_t count, uint8_t *digests);
     void eod_keep_memory(void);
     """
 )

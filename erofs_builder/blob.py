@@ -6,7 +6,6 @@ thread takes it and whatever came before it there.
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections import defaultdict, deque
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import zstandard
 
 from erofs_builder.digest import Digest
 from erofs_builder.frames import BLOCK, MAX_DECODED_BLOCKS, MAX_ENCODED_BLOCKS, FrameTable
-from erofs_builder.hot import sha256_many
+from erofs_builder.hot import Sha256
 
 DEFAULT_LEVEL = 3
 HARD_LEVEL = 19
@@ -44,8 +43,7 @@ class Output(Protocol):
 
 class _Encoded(NamedTuple):
     data: bytes
-    encoded_blocks: list[int]
-    digests: bytes
+    blocks: list[int]  # that each frame takes
 
 
 def padding_for(length: int) -> bytes:
@@ -77,7 +75,7 @@ class BlobWriter:
         self._pending: deque[Future[_Encoded]] = deque()
         self._batch: list[_Frame] = []
         self._batch_size = 0
-        self._hash = hashlib.sha256()
+        self._hash = Sha256()
         self._encoded = array("H")
         self._decoded = array("H")
         self._digests = bytearray()
@@ -126,10 +124,11 @@ class BlobWriter:
 
     def _collect(self) -> None:
         encoded = self._pending.popleft().result()
-        self._hash.update(encoded.data)
+        lengths = [blocks * BLOCK for blocks in encoded.blocks]
+        places = list(zip(accumulate(lengths, initial=0), lengths, strict=False))
+        self._digests += b"".join(self._hash.beside(encoded.data, encoded.data, places))
         self._write(encoded.data)
-        self._encoded.extend(encoded.encoded_blocks)
-        self._digests += encoded.digests
+        self._encoded.extend(encoded.blocks)
 
     def _write(self, data: bytes) -> None:
         written = self._out.write(data)
@@ -146,9 +145,7 @@ class BlobWriter:
                 padding = padding_for(len(encoded))
                 parts += (encoded, padding)
                 lengths.append(len(encoded) + len(padding))
-        data = b"".join(parts)
-        places = list(zip(accumulate(lengths, initial=0), lengths, strict=False))
-        return _Encoded(data, [length // BLOCK for length in lengths], b"".join(sha256_many(data, places)))
+        return _Encoded(b"".join(parts), [length // BLOCK for length in lengths])
 
     def _compressed(self, setting: _Setting, frames: list[Buffer]) -> Iterator[memoryview]:
         # A compressor serves one thread at a time; there are never more than threads.

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from erofs_builder.errors import TarError
+from erofs_builder.hot import SHA_BLOCK, Sha256, sha256_many
 
 
 class ChunkReader:
-    """Exact reads from an iterator of chunks, without a copy where a read lies within one chunk."""
+    """Exact reads from an iterator of chunks, without a copy where a read lies within one chunk.
 
-    def __init__(self, chunks: Iterator[bytes]) -> None:
+    `whole` takes in all that is read, once the end has been reached.
+    """
+
+    def __init__(self, chunks: Iterator[bytes], whole: Sha256 | None = None) -> None:
         self._chunks = chunks
         self._chunk = memoryview(b"")
         self._at = 0
         self._base = 0  # offset of the chunk in the stream
+        self._whole = whole
+        self._unhashed = self._chunk  # what `whole` has not taken in
 
     @property
     def offset(self) -> int:
@@ -41,10 +47,21 @@ class ChunkReader:
         return memoryview(b"".join(parts))
 
     def _next(self) -> bool:
+        if self._whole is not None:
+            self._whole.update(self._unhashed)
         chunk = next(self._chunks, b"")
         self._base += len(self._chunk)
         self._chunk, self._at = memoryview(chunk), 0
+        self._unhashed = self._chunk
         return bool(chunk)
+
+    def sha256_many(self, data: bytes | bytearray | memoryview, places: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The sha256 of parts of `data`, and beside it that of as much of the stream."""
+        if self._whole is None:
+            return sha256_many(data, places)
+        size = sum(length for _, length in places) & -SHA_BLOCK
+        part, self._unhashed = self._unhashed[:size], self._unhashed[size:]
+        return self._whole.beside(part, data, places)
 
     def window(self) -> memoryview:
         """What is left of the current chunk, not consumed."""

@@ -44,12 +44,15 @@ def plain_chunks(stream: Stream) -> Iterator[bytes]:
     head = b""
     while len(head) < 4 and (more := stream.read(CHUNK)):
         head += more
+    if not is_compressed(head):
+        return _plain(head, stream)
+    return (_gunzip if head[:2] == _GZIP_MAGIC else _unzstd)(head, stream)
+
+
+def is_compressed(head: bytes) -> bool:
+    """Whether a stream that begins with these bytes (4, unless it is shorter) is not taken for plain."""
     magic = int.from_bytes(head[:4], "little")
-    if head[:2] == _GZIP_MAGIC:
-        return _gunzip(head, stream)
-    if magic == _ZSTD_MAGIC or magic & ~15 == _SKIPPABLE_MAGIC:
-        return _unzstd(head, stream)
-    return _plain(head, stream)
+    return head[:2] == _GZIP_MAGIC or magic == _ZSTD_MAGIC or magic & ~15 == _SKIPPABLE_MAGIC
 
 
 def _plain(head: bytes, stream: Stream) -> Iterator[bytes]:

@@ -14,6 +14,7 @@ from erofs_builder.blob import DEFAULT_LEVEL, BlobWriter, Output
 from erofs_builder.contents import Contents
 from erofs_builder.decompress import Stream, plain_chunks
 from erofs_builder.errors import FormatError, TarError, UnsupportedError
+from erofs_builder.hot import Sha256
 from erofs_builder.model import Blob, Node
 from erofs_builder.packer import Packer
 from erofs_builder.pieces import Base, FileRef
@@ -74,13 +75,15 @@ def build_layer(
     *,
     base: Base | None = None,
     options: Options | None = None,
+    whole: Sha256 | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Layer:
     """Read a layer (gzip, zstd or plain tar), write its blob to `blob_out`, and return its entries.
 
     The stream is read to its end, whatever lies behind the archive, by a thread of its own. `blob_out.write` gets the
     blob in order; nothing is written for a layer without file data. `base` maps content to pieces of blobs that exist
-    elsewhere (`pieces.base_pieces`); those are left out here. `on_progress` is called with each entry's size.
+    elsewhere (`pieces.base_pieces`); those are left out here. `whole` takes in the plain tar: nearly free, as it goes
+    beside the digests of pieces. `on_progress` is called with each entry's size.
 
     Raises TarError (malformed or cut off), UnsupportedError (what EROFS cannot hold).
     """
@@ -90,7 +93,7 @@ def build_layer(
         read_ahead(plain_chunks(stream)) as chunks,
     ):
         packer = Packer(writer, base)
-        reader = TarReader(chunks)
+        reader = TarReader(chunks, whole)
         builder = LayerBuilder(packer, fingerprints=options.fingerprints)
         for count, entry in enumerate(reader):
             if count >= MAX_ENTRIES:
@@ -129,7 +132,9 @@ class LayerBuilder:
         if len(self._equal) < _EQUAL_LIMIT:
             node.mtime = self._equal.setdefault(node.mtime, node.mtime)
         if entry.kind == tarstream.REGULAR:
-            file = self._packer.store(path, entry.size, reader.peek(8), reader.read, entry.segments, entry.digest)
+            file = self._packer.store(
+                path, entry.size, reader.peek(8), reader.read, entry.segments, entry.digest, reader.sha256_many
+            )
             self.add_file(path, node, file)
         else:
             self.add(path, node)

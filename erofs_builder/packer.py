@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from erofs_builder.blob import BlobWriter, Buffer
 from erofs_builder.frames import BLOCK, FrameTable
@@ -23,6 +23,7 @@ from erofs_builder.pieces import HOLE, Base, CutFile, FileRef, Pieces
 _ZEROS = bytes(1 << 20)
 
 Read = Callable[[int], Buffer]
+Hash = Callable[[Buffer, Sequence[tuple[int, int]]], list[bytes]]
 
 
 EMPTY = CutFile((), ())
@@ -62,10 +63,11 @@ class Packer:
         read: Read,
         segments: Segments | None = None,
         digest: bytes | None = None,
+        hash_many: Hash = sha256_many,
     ) -> FileRef:
         """Take in one file. `read(n)` gives its next n stored bytes; with `segments`, only those are stored.
 
-        `digest` is the sha256 of the whole content, where the caller has it.
+        `digest` is the sha256 of the whole content, where the caller has it; `hash_many` gives those of parts.
         """
         if size == 0:
             return EMPTY
@@ -74,13 +76,16 @@ class Packer:
             data = read(size) if segments is None else _Segments(segments, read).assemble(0, size)
             if _is_zero(data):
                 return HOLE
-            return self._piece(data, digest or hashlib.sha256(data).digest(), kind, packed=True)
-        return self._store_pieces(size, kind, read, segments)
+            return self._piece(data, digest or hash_many(data, [(0, size)])[0], kind, packed=True)
+        return self._store_pieces(size, kind, read, segments, hash_many)
 
-    def _store_pieces(self, size: int, kind: Kind, read: Read, segments: Segments | None) -> FileRef:
+    def _store_pieces(self, size: int, kind: Kind, read: Read, segments: Segments | None, hash_many: Hash) -> FileRef:
         runs: list[int] = []
         lengths: list[int] = []
-        pieces = cut_sparse(size, kind.piece, read, segments) if segments is not None else cut(size, kind.piece, read)
+        if segments is not None:
+            pieces = cut_sparse(size, kind.piece, read, segments)
+        else:
+            pieces = cut(size, kind.piece, read, hash_many)
         for length, data, digest in pieces:
             if data is None or _is_zero(data):
                 if runs and runs[-1] < 0:
@@ -142,7 +147,7 @@ class Packer:
 _Cut = tuple[int, Buffer | None, bytes]
 
 
-def cut(size: int, piece: int, read: Read) -> Iterator[_Cut]:
+def cut(size: int, piece: int, read: Read, hash_many: Hash = sha256_many) -> Iterator[_Cut]:
     """A file's pieces in order."""
     count = max((size + piece // 2) // piece, 1)
     for first in range(0, count, _TOGETHER):
@@ -150,7 +155,7 @@ def cut(size: int, piece: int, read: Read) -> Iterator[_Cut]:
         data = memoryview(read((size if behind == count else behind * piece) - first * piece))
         places = [(at, piece) for at in range(0, (behind - first) * piece, piece)]
         places[-1] = places[-1][0], len(data) - places[-1][0]
-        for (offset, length), digest in zip(places, sha256_many(data, places), strict=True):
+        for (offset, length), digest in zip(places, hash_many(data, places), strict=True):
             yield length, data[offset : offset + length], digest
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from erofs_builder import pax
 from erofs_builder.chunkreader import ChunkReader
 from erofs_builder.errors import TarError, UnsupportedError
-from erofs_builder.hot import parse_tar_header, scan_tar_headers, sha256_many
+from erofs_builder.hot import Sha256, parse_tar_header, scan_tar_headers
 from erofs_builder.pax import Records, Segments
 
 BLOCK = 512
@@ -80,10 +80,14 @@ class _Overrides:
 
 
 class TarReader:
-    """Iterates over the entries; an entry's stored bytes can be read until the next one is asked for."""
+    """Iterates over the entries; an entry's stored bytes can be read until the next one is asked for.
 
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._input = ChunkReader(chunks)
+    `whole` takes in the archive, and what lies behind it.
+    """
+
+    def __init__(self, chunks: Iterator[bytes], whole: Sha256 | None = None) -> None:
+        self._input = ChunkReader(chunks, whole)
+        self.sha256_many = self._input.sha256_many
         self._scanned: dict[int, tuple[int, ...]] = {}  # headers parsed ahead of time, by offset
         self._digests: dict[int, tuple[int, bytes]] = {}  # length and sha256 of small files' data, by offset
         self._global: dict[bytes, bytes] = {}
@@ -159,7 +163,7 @@ class TarReader:
             and record[12] in _FILE_KINDS
             and record[0] + BLOCK + record[5] <= len(window)
         ]
-        digests = sha256_many(window, places)
+        digests = self.sha256_many(window, places)
         self._digests = {offset + at: (size, digest) for (at, size), digest in zip(places, digests, strict=True)}
 
     def _digest(self, size: int) -> bytes | None:

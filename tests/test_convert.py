@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import subprocess
@@ -200,6 +201,23 @@ def test_the_same_layer_twice(tmp_path: Path, layout: Layout) -> None:
     add_image(layout, [TAR, UPPER, TAR], "image")
     run(f"oci:{layout.path}:image", f"oci:{tmp_path}/out:t")
     assert tree_of(f"oci:{tmp_path}/out:t") == EXPECTED
+
+
+def test_a_tar_that_is_compressed_twice(tmp_path: Path, layout: Layout) -> None:
+    """Its diff_id is the digest of what one decompression gives."""
+    packed = gzip.compress(TAR)
+    add_image(layout, [packed], "twice", "gzip")
+    run(f"oci:{layout.path}:twice", f"oci:{tmp_path}/out:twice")
+    add_image(layout, [packed], "once", "plain")  # called plain, and is not
+    run(f"oci:{layout.path}:once", f"oci:{tmp_path}/out:once")
+    assert tree_of(f"oci:{tmp_path}/out:twice") == tree_of(f"oci:{tmp_path}/out:once") == tree_of(one(layout, tmp_path))
+
+
+def one(layout: Layout, directory: Path) -> str:
+    """The artifact of an image of one layer."""
+    add_image(layout, [TAR], "single")
+    run(f"oci:{layout.path}:single", f"oci:{directory}/out:single")
+    return f"oci:{directory}/out:single"
 
 
 def test_wrong_bytes(tmp_path: Path, layout: Layout) -> None:

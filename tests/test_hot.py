@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from erofs_builder import hot
-from erofs_builder.hot import crc32c, crc32c_state, parse_tar_header, scan_tar_headers, sha256_many
+from erofs_builder.hot import Sha256, crc32c, crc32c_state, parse_tar_header, scan_tar_headers, sha256_many
 from tests.support import twins
 from tests.support.tars import checked, header
 
@@ -74,6 +74,24 @@ def test_digests_of_many(places: list[tuple[int, int]], in_c: bool) -> None:
             patch.setattr(hot, "_LANES", 0)
         found = sha256_many(data, places)
     assert found == [hashlib.sha256(data[offset : offset + length]).digest() for offset, length in places]
+
+
+@given(
+    st.lists(st.tuples(LENGTHS, st.lists(st.tuples(st.integers(0, 300), LENGTHS), max_size=3)), max_size=6),
+    st.booleans(),
+)
+def test_a_stream_beside_others(steps: list[tuple[int, list[tuple[int, int]]]], in_c: bool) -> None:
+    data = memoryview(bytes(range(251)) * 22)
+    plain = hashlib.sha256()
+    with pytest.MonkeyPatch.context() as patch:
+        if not in_c:
+            patch.setattr(hot, "_LANES", 0)
+        stream = Sha256()
+        for length, places in steps:
+            plain.update(data[7 : 7 + length])
+            found = stream.beside(data[7 : 7 + length], data, places)
+            assert found == [hashlib.sha256(data[at : at + size]).digest() for at, size in places]
+            assert stream.digest() == plain.digest()
 
 
 def test_digests_of_what_is_not_there() -> None:

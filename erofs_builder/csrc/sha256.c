@@ -111,12 +111,14 @@ static WITH_SHA void two_lanes(uint32_t *words_a, const uint8_t *a, uint32_t *wo
 	store_state(words_b, state_b);
 }
 
+enum { NONE = -1, STREAM = -2 };
+
 /* A message on its way: whole blocks of it first, then its rest with the padding. */
 struct lane {
 	uint32_t state[8];
 	const uint8_t *at;
 	size_t blocks;
-	int64_t message; /* its number, or -1 */
+	int64_t message; /* its number, STREAM or NONE */
 	int in_tail;
 	uint8_t tail[2 * BLOCK];
 	size_t tail_blocks;
@@ -156,11 +158,38 @@ int eod_sha256_lanes(void)
 	return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & bit_SHA) ? LANES : 0;
 }
 
-void eod_sha256_many(const uint8_t *data, const uint64_t *places, size_t count, uint8_t *digests)
+/* Begin with whole blocks of a stream, whose state is kept elsewhere between calls. */
+static void resume(struct lane *lane, const uint32_t *words, const uint8_t *data, size_t blocks)
 {
-	struct lane lanes[LANES] = {{.message = -1}, {.message = -1}};
+	memcpy(lane->state, words, sizeof(lane->state));
+	lane->at = data;
+	lane->blocks = blocks;
+	lane->message = STREAM;
+}
+
+static __attribute__((target("avx"))) void clean_registers(void)
+{
+	_mm256_zeroupper();
+}
+
+/* A library that leaves the upper halves of the vector registers in use (ISA-L's inflate) has every instruction below wait
+   for them: half the speed, until somebody clears them. */
+static void clean_up(void)
+{
+	__builtin_cpu_init();
+	if (__builtin_cpu_supports("avx"))
+		clean_registers();
+}
+
+void eod_sha256_beside(uint32_t *words, const uint8_t *stream, size_t stream_blocks, const uint8_t *data,
+		       const uint64_t *places, size_t count, uint8_t *digests)
+{
+	struct lane lanes[LANES] = {{.message = NONE}, {.message = NONE}};
 	size_t next = 0;
 
+	clean_up();
+	if (stream_blocks)
+		resume(&lanes[0], words, stream, stream_blocks);
 	for (;;) {
 		int busy = 0;
 
@@ -176,13 +205,15 @@ void eod_sha256_many(const uint8_t *data, const uint64_t *places, size_t count, 
 				}
 				if (lane->message >= 0)
 					write_digest(digests + 32 * lane->message, lane->state);
-				lane->message = -1;
+				else if (lane->message == STREAM)
+					memcpy(words, lane->state, sizeof(lane->state));
+				lane->message = NONE;
 				if (next == count)
 					break;
 				start(lane, (int64_t)next, data + places[2 * next], places[2 * next + 1]);
 				next++;
 			}
-			busy += lane->message >= 0;
+			busy += lane->message != NONE;
 		}
 		if (!busy)
 			return;
@@ -196,7 +227,7 @@ void eod_sha256_many(const uint8_t *data, const uint64_t *places, size_t count, 
 				lanes[index].blocks -= blocks;
 			}
 		} else {
-			struct lane *lane = lanes[0].message >= 0 ? &lanes[0] : &lanes[1];
+			struct lane *lane = lanes[0].message != NONE ? &lanes[0] : &lanes[1];
 
 			one_lane(lane->state, lane->at, lane->blocks);
 			lane->at += lane->blocks * BLOCK;
@@ -212,9 +243,15 @@ int eod_sha256_lanes(void)
 	return 0;
 }
 
-void eod_sha256_many(const uint8_t *data, const uint64_t *places, size_t count, uint8_t *digests)
+void eod_sha256_beside(uint32_t *words, const uint8_t *stream, size_t stream_blocks, const uint8_t *data,
+		       const uint64_t *places, size_t count, uint8_t *digests)
 {
-	(void)data, (void)places, (void)count, (void)digests;
+	(void)words, (void)stream, (void)stream_blocks, (void)data, (void)places, (void)count, (void)digests;
 }
 
 #endif
+
+void eod_sha256_many(const uint8_t *data, const uint64_t *places, size_t count, uint8_t *digests)
+{
+	eod_sha256_beside(NULL, NULL, 0, data, places, count, digests);
+}
