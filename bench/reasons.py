@@ -31,8 +31,8 @@ _REASONS: list[tuple[str, str, str]] = [
     (
         "R11",
         "mounts a second",
-        "Python on one processor in the worker, for some ten requests and files a mount. What grows with the number of "
-        "mounts is the keeper's record of all of them, written anew each time.",
+        "Of 16 ms of processor time a mount, on two processors, the registry that is measured along takes 7 for its "
+        "three answers, the worker 7 and the keeper 1.3; Nydus gets its bootstrap as a file.",
     ),
     (
         "R12",
@@ -43,8 +43,9 @@ _REASONS: list[tuple[str, str, str]] = [
     (
         "R3",
         "25 Mbit/s",
-        "a trace saves bytes around what is touched, and cold starts have few of these left: both are near the link. "
-        "A rebuilt layout carries the touched pages alone.",
+        "what is checked is a frame, so a start fetches each frame that it touches whole, trace or not: 6.9 % of the "
+        "image, against 7.8 % without a trace. Twice as fast would be 3.2 s, in which the link carries 10 MB: 5 %, the "
+        "program's own time not counted. Only another layout gets there: one rebuilt from the trace needs 3.8 %.",
     ),
 ]
 

@@ -187,7 +187,10 @@ def prepare_blob(layout: Layout, form: Form, table: FrameTable) -> Path:
 
 
 def store_table(layout: Layout, form: Form, table: FrameTable) -> None:
-    """Keep a frame table next to its blob, so that a restarted worker serves it without the image's payload."""
+    """Keep a frame table next to its blob, so that a restarted worker serves it without the image's payload.
+
+    Not synced: after a crash of the machine, whoever mounts the image stores it from the payload, which is.
+    """
     path = layout.blob(table.blob_digest, form) / "table"
     encoded = table.encode()
     try:
@@ -197,7 +200,7 @@ def store_table(layout: Layout, form: Form, table: FrameTable) -> None:
         pass
     for attempt in range(_EVICTED_MEANWHILE):
         try:
-            replace_file(path, encoded, layout.tmp)
+            replace_file(path, encoded, layout.tmp, durable=False)
             return
         except FileNotFoundError:  # no image was known to need it yet, and it went: once more
             if attempt == _EVICTED_MEANWHILE - 1:
