@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from erofs_builder.payload import Form
-from loader.cache.claims import LEAST_AHEAD, FlightTable, Priority, Run, Waiter
+from loader.cache.claims import FLOWS, LEAST_AHEAD, FlightTable, Priority, Run, Waiter
 from loader.cache.files import CacheFile
 from tests.support.cache_files import open_file, sample
 
@@ -167,6 +167,29 @@ def test_each_waiter_has_its_own_deadline(table: FlightTable, file: CacheFile) -
     assert (patient.errors, hasty.errors) == ([], [errno.EIO])
     _land(table, _take(table))
     assert (patient.errors, hasty.errors) == ([0], [errno.EIO])
+
+
+def test_who_waits_for_his_turn_outlives_his_deadline(
+    table: FlightTable, file: CacheFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While frames land and none of his failed; with the first failure, or when nothing comes any more, he is late."""
+    queued, failing, firm = Outcome(), Outcome(), Outcome(time.monotonic() - 1)
+    for outcome in (queued, failing):
+        outcome.waiter.deadline, outcome.waiter.firm = time.monotonic() - 1, False
+    table.want(file, [1], Priority.DEMAND)
+    _land(table, _take(table))
+    table.want(file, [9], Priority.DEMAND, failing.waiter)
+    run = _take(table)
+    table.retry(run.flights, 60)
+    table.finish(run)
+    table.want(file, [3, 5], Priority.DEMAND, queued.waiter)
+    table.want(file, [3], Priority.DEMAND, firm.waiter)
+    assert table.expire() == 2
+    assert (queued.errors, failing.errors, firm.errors) == ([], [errno.EIO], [errno.EIO])
+    later = time.monotonic() + FLOWS
+    monkeypatch.setattr("loader.cache.claims.time.monotonic", lambda: later)
+    assert table.expire() == 1
+    assert queued.errors == [errno.EIO]
 
 
 def test_a_closed_file_fails_its_waiters(table: FlightTable, file: CacheFile) -> None:

@@ -336,13 +336,33 @@ def test_table_gives_each_request_once() -> None:
     assert table.take(first.id) is None
     assert table.take_object(1) == []
     assert second.describe()["what"] == "OPEN"
-    assert table.take_older(60) == []
+    assert table.take_overdue(60) == []
     second.since = time.monotonic() - 61
-    assert table.take_older(60) == [second]
+    assert table.take_overdue(60) == [second]
     assert len(table) == 0
     third = table.add(3, 0, 1, 1)
     assert third.id > second.id
     assert table.take_all() == [third]
+
+
+def test_while_others_are_served_a_request_waits_for_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not for ever: the worker may hang at this one."""
+    now = [1000.0]
+    monkeypatch.setattr("loader.keeper.requests.time.monotonic", lambda: now[0])
+    table = RequestTable()
+    pending = table.add(1, 0, 4096, 9)
+    pending.since = now[0]
+    for _ in range(4):
+        now[0] += 50
+        assert table.take_overdue(60) == []
+        table.served()
+    now[0] += 41
+    assert table.take_overdue(60) == [pending]
+    other = table.add(1, 0, 4096, 9)
+    other.since = now[0]
+    table.served()
+    now[0] += 61
+    assert table.take_overdue(60) == [other]
 
 
 def test_holes(tmp_path: Path) -> None:

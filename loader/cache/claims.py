@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from loader.cache.files import CacheFile
 
+FLOWS = 10.0  # seconds since a frame landed in which what waits for its turn is just slow
 LEAST_AHEAD = 128 << 10  # bytes that may be fetched ahead at once on any link
 
 
@@ -34,11 +35,13 @@ class Priority(IntEnum):
 class Waiter:
     """Somebody who waits for frames: `done(errno)` is called once, no lock held, when all landed or one failed."""
 
-    __slots__ = ("_done", "deadline", "remaining", "since")
+    __slots__ = ("_done", "deadline", "firm", "remaining", "since")
 
-    def __init__(self, done: Callable[[int], None], deadline: float) -> None:
+    def __init__(self, done: Callable[[int], None], deadline: float, firm: bool = True) -> None:
+        """The deadline of one that is not `firm` is for failures: while all goes well but slowly it waits on."""
         self._done: Callable[[int], None] | None = done
         self.deadline = deadline
+        self.firm = firm
         self.remaining = 0
         self.since = time.monotonic()
 
@@ -51,7 +54,9 @@ class Waiter:
 class Flight:
     """One frame on its way."""
 
-    __slots__ = ("attempts", "counted", "fetching", "file", "frame", "held", "priority", "refusals", "waiters")
+    __slots__ = (
+        "attempts", "counted", "failed", "fetching", "file", "frame", "held", "priority", "refusals", "waiters",
+    )  # fmt: skip
 
     def __init__(self, file: CacheFile, frame: int, priority: Priority) -> None:
         self.file = file
@@ -61,6 +66,7 @@ class Flight:
         self.fetching = False
         self.counted: Priority | None = None  # where its bytes count as being on their way
         self.attempts = 0
+        self.failed = False  # an attempt has
         self.refusals = 0  # attempts whose bytes were wrong or not there
         self.held: bytes | None = None  # verified bytes that the disk has no room for
 
@@ -110,6 +116,7 @@ class FlightTable:
         self._idle = 0  # threads that wait in `take`
         self._unwatched = False
         self._stopped = False
+        self._landed = float("-inf")  # when a frame landed last, time.monotonic()
 
     def __len__(self) -> int:
         return len(self._flights)
@@ -276,6 +283,7 @@ class FlightTable:
         """Fetch again after a delay (seconds); nobody is told. Without a waiter left, the flight ends."""
         with self._condition:
             for flight in flights:
+                flight.failed = True
                 self._again(flight, delay)
             self._condition.notify_all()
 
@@ -303,6 +311,7 @@ class FlightTable:
 
     def land(self, flight: Flight) -> None:
         """The frame is ready."""
+        self._landed = time.monotonic()
         self._end([flight], 0)
 
     def fail(self, flights: Iterable[Flight], error: int) -> None:
@@ -345,16 +354,26 @@ class FlightTable:
             flight.counted = None
 
     def expire(self) -> int:
-        """End the waiting of everybody whose deadline has passed, with EIO; how many there were."""
+        """End the waiting of everybody whose deadline has passed, with EIO; how many there were.
+
+        On a slow link many may wait for their turn for long: that is no failure.
+        """
         now = time.monotonic()
         called = []
         with self._condition:
-            for flight in list(self._flights.values()):
+            flows = now - self._landed < FLOWS
+            late = dict[Waiter, bool]()  # and whether a fetch of what he waits for has failed
+            for flight in self._flights.values():
                 for waiter in flight.waiters:
-                    if waiter.deadline <= now and (done := waiter.take_done()):
-                        waiter.remaining = 0
-                        called.append(done)
-                flight.waiters = [waiter for waiter in flight.waiters if waiter.deadline > now]
+                    if waiter.deadline <= now:
+                        late[waiter] = late.get(waiter, False) or flight.failed
+            ended = {waiter for waiter, failed in late.items() if failed or waiter.firm or not flows}
+            for waiter in ended:
+                waiter.remaining = 0
+                if done := waiter.take_done():
+                    called.append(done)
+            for flight in self._flights.values() if ended else ():
+                flight.waiters = [waiter for waiter in flight.waiters if waiter not in ended]
         for done in called:
             done(errno.EIO)
         return len(called)

@@ -23,7 +23,7 @@ class KeeperConfig:
     socket: Path = Path("/run/erofs-loader/control.sock")
     plane: str = "fanotify"
     on_stop: str = "keep"
-    deadline: float = 90.0  # a request that is older is answered with EIO
+    deadline: float = 90.0  # a request that is older is answered with EIO, unless others are being served
     silence: float = 15.0  # a worker that does not answer a PING for so long is killed
     start_silence: float = 45.0  # the same before its first word: on a starved machine the modules alone take long
     grace: float = 30.0  # after a stop that keeps mounts, readers wait so long for the next daemon: a slow upgrade

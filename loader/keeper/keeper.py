@@ -166,6 +166,8 @@ class Keeper:
         if isinstance(body, Answer):
             pending = self.requests.take(body.id)
             if pending is not None:
+                if not body.errno:
+                    self.requests.served()
                 self.plane.answer(pending, body.errno)
         elif kind is Kind.OPENED and isinstance(body, dict):
             self._opened(body)
@@ -296,7 +298,7 @@ class Keeper:
         if now < self._tick_at:
             return
         self._tick_at = now + _TICK
-        for pending in self.requests.take_older(self.config.deadline):
+        for pending in self.requests.take_overdue(self.config.deadline):
             log.error("deadline: %s", pending.describe())
             self.plane.answer(pending, errno.EIO)
         self._watch_worker(now)

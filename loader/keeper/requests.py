@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+MOST_DEADLINES = 4
+
 
 @dataclass(slots=True)
 class Pending:
@@ -47,6 +49,7 @@ class RequestTable:
 
     def __init__(self) -> None:
         self._next = 1
+        self._served = float("-inf")  # when, time.monotonic()
         self._pending: dict[int, Pending] = {}
 
     def __len__(self) -> int:
@@ -77,10 +80,16 @@ class RequestTable:
     def take_object(self, object_id: int) -> list[Pending]:
         return self._take(lambda pending: pending.object == object_id)
 
-    def take_older(self, age: float) -> list[Pending]:
-        """Remove and return the requests older than `age` seconds."""
-        limit = time.monotonic() - age
-        return self._take(lambda pending: pending.since < limit)
+    def served(self) -> None:
+        """One was answered with what it asked for: the others wait for their turn, and for nothing that is broken."""
+        self._served = time.monotonic()
+
+    def take_overdue(self, deadline: float) -> list[Pending]:
+        """Remove and return those that waited for `deadline` seconds while none at all was served; or for
+        MOST_DEADLINES times as long, whatever was."""
+        now = time.monotonic()
+        limit, last = now - deadline, now - MOST_DEADLINES * deadline
+        return self._take(lambda pending: max(pending.since, self._served) < limit or pending.since < last)
 
     def take_all(self) -> list[Pending]:
         return self._take(lambda pending: True)

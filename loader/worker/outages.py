@@ -33,7 +33,7 @@ class Outages:
     """What fails, and since when. Thread-safe. Times are time.monotonic()."""
 
     def __init__(self, deadline: float) -> None:
-        self._deadline = deadline
+        self.deadline = deadline
         self._lock = threading.Lock()
         self._troubles: dict[_Key, _Trouble] = {}
 
@@ -41,14 +41,14 @@ class Outages:
         """Until when a READ of these frames may be held; in the past if it is to fail at once."""
         now = time.monotonic()
         if not self._troubles:
-            return now + self._deadline
+            return now + self.deadline
         with self._lock:
             keys: list[_Key] = [file, *((file, frame) for frame in frames)]
             known = [self._troubles[key] for key in keys if key in self._troubles]
         troubles = [trouble for trouble in known if now - trouble.last < FORGET]
         if not troubles:
-            return now + self._deadline
-        end = min(trouble.first for trouble in troubles) + self._deadline
+            return now + self.deadline
+        end = min(trouble.first for trouble in troubles) + self.deadline
         if end > now:
             return end
         return now - 1.0 if now - max(trouble.last for trouble in troubles) < TRY_AGAIN else now + TRY_AGAIN
@@ -60,7 +60,7 @@ class Outages:
     def gave_up(self, file: CacheFile, frames: Iterable[int]) -> None:
         """A READ of these frames was answered with an error: they are not to be had, or its deadline passed."""
         now = time.monotonic()
-        self._note([(file, frame) for frame in frames], now - self._deadline)
+        self._note([(file, frame) for frame in frames], now - self.deadline)
         with self._lock:
             if trouble := self._troubles.get(file):
                 trouble.last = now

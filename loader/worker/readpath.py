@@ -102,7 +102,8 @@ class ReadPath:
             self._counters.add("requests_denied")
             self._answer(request.id, errno.EIO)
             return
-        waiter = Waiter(partial(self._done, request, file, started), until)
+        firm = until < started + self._outages.deadline  # something fails already
+        waiter = Waiter(partial(self._done, request, file, started), until, firm)
         if not self._flights.want(file, frames, Priority.DEMAND, waiter, quiet=self._quiet):
             self._counters.add("requests_ready")
         log.debug("READ %s %d+%d frames %d-%d", file, request.offset, request.length, frames.start, frames.stop - 1)
