@@ -27,8 +27,9 @@ CHOSEN = (
     "debian-6.1:decoded:mount",
     "debian-6.12:encoded:kills",
     "debian-6.12:decoded:by_hand",
+    "trixie-backports:encoded:probe",
     "trixie-backports:encoded:mount",
-    "trixie-backports:decoded:probe",
+    "trixie-backports:decoded:mount",
     "trixie:none:probe",
     "host:encoded:mount",
     "host:decoded:kills",
@@ -50,9 +51,16 @@ def image() -> table.Image:
 
 def boot(image: table.Image, folder: Path, function: str, limit: float = 60) -> dict[str, Any]:
     """One boot of the rig's own scenario."""
-    task = {"scenario": "_rig", "function": function}
+    scratch = disk.make(folder / "disk")
+    with machine.Machine(machine.Boot(image, folder / "boot", (scratch,))) as guest:
+        guest.await_ready()
+        return guest.play(part(function, scratch, limit))
+
+
+def part(function: str, scratch: Path, limit: float = 60) -> machine.Part:
+    """A function of the rig's own scenario."""
     handlers: machine.Handlers = {"add": lambda one, other: one + other}
-    return machine.run(machine.Boot(image, folder / "boot", disk.make(folder / "disk"), task, handlers, limit))
+    return machine.Part({"scenario": "_rig", "function": function}, scratch, handlers, limit)
 
 
 def test_a_pass_is_reported_with_its_steps_and_facts(image: table.Image, folder: Path) -> None:
@@ -67,6 +75,15 @@ def test_a_failure_is_a_failure_and_names_its_step(image: table.Image, folder: P
     assert not end["ok"]
     assert "as it should" in end["error"]
     assert [(step["name"], step["ok"]) for step in end["steps"]] == [("wrong", False)]
+
+
+def test_nothing_of_a_part_is_left_for_the_next(image: table.Image, folder: Path) -> None:
+    disks = disk.make(folder / "one"), disk.make(folder / "other")
+    with machine.Machine(machine.Boot(image, folder / "boot", disks)) as guest:
+        for function, scratch in (("leaves", disks[0]), ("finds_nothing", disks[1])):
+            guest.await_ready()
+            end = guest.play(part(function, scratch))
+            assert end["ok"], end["error"]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
-"""PID 1 of the guest: prepare the machine, run one function of a scenario, report, power off.
+"""PID 1 of the guest: prepare the machine, play what the host says, one part after the other, power off.
 
-The root is the host's file system, read-only. What is written goes to tmpfs (/run, /tmp) or to the scratch disk
-(/run/disk). With `systemd` in the task the root becomes an overlay that can be written (its upper layer on tmpfs) and
-systemd takes over as PID 1; it runs the scenario as a service, by this file with `--service`.
+The root is the host's file system, read-only. What is written goes to tmpfs (/run, /tmp) or to the part's scratch disk
+(/run/disk). Each part has a mount namespace with these three, and when its process has ended, all others are killed: so
+nothing is left for the next. With `systemd` in the boot's settings the root becomes an overlay that can be written (its
+upper layer on tmpfs) and systemd takes over as PID 1; it runs one part as a service, by this file with `--service`.
 
 With `--native` there is no machine, but mount and pid namespaces of the host; the host does what the kernel's side is.
 """
@@ -14,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -21,6 +23,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
 
 MS_NOSUID, MS_BIND, MS_MOVE = 2, 4096, 8192
+CLONE_NEWNS = 0x20000
 RB_POWER_OFF = 0x4321FEDC
 SYS_FINIT_MODULE = 313
 EEXIST, EBUSY = 17, 16
@@ -35,7 +38,8 @@ MOUNTS = (
     ("cgroup2", "/sys/fs/cgroup", "cgroup2", ""),
     ("debugfs", "/sys/kernel/debug", "debugfs", ""),
 )
-TASK = Path("/run/rig-task.json")
+SETTINGS = Path("/run/rig-boot.json")
+PATIENCE = 30  # seconds until what a part left behind has to be gone
 UNITS = Path("/etc/systemd/system")
 # Of a machine with hardware, users and a network to set up; seconds each, under emulation.
 UNWANTED = (
@@ -77,18 +81,16 @@ def load_module(path: str) -> None:
 
 
 def prepare_machine() -> dict:
-    """Mounts, modules, the scratch disk. Gives the task, which is kept in TASK too."""
+    """Mounts, modules, the network. Gives the boot's settings, which are kept in SETTINGS too."""
     mount_all(MOUNTS[:1])
     words = dict(word.partition("=")[::2] for word in Path("/proc/cmdline").read_text().split())
-    task = json.loads((Path(words["rig.folder"]) / "task.json").read_text())
+    settings = json.loads((Path(words["rig.folder"]) / "boot.json").read_text())
     mount_all(MOUNTS[1:])
     mount_tmp()
-    for path in task["modules"]:
+    for path in settings["modules"]:
         load_module(path)
-    Path("/run/disk").mkdir()
-    mount("/dev/vda", "/run/disk", "ext4")
-    TASK.write_text(json.dumps(task))
-    return task
+    SETTINGS.write_text(json.dumps(settings))
+    return settings
 
 
 def mount_all(rows) -> None:
@@ -124,21 +126,101 @@ def find_port(name: str):
     raise FileNotFoundError(f"no virtio port {name}")
 
 
+def next_task(settings: dict, port) -> dict:
+    """Tell the host that a part can be played, and what it answers: nothing if there is none."""
+    os.write(port.fileno(), json.dumps({"nonce": settings["nonce"], "ready": True}).encode() + b"\n")
+    line = b""
+    while not line.endswith(b"\n"):
+        line += os.read(port.fileno(), 65536)
+    task = json.loads(line)
+    return task and settings | task
+
+
 def play(task: dict, port) -> None:
     """Run the scenario's function; its outcome goes to the host from here."""
-    from lib import Guest, network
+    from lib import Guest
 
     guest = Guest(task, port)
     try:
-        os.environ.update(PATH="/usr/sbin:/usr/bin:/sbin:/bin", HOME="/run", TMPDIR="/tmp", LC_ALL="C.UTF-8")
-        if not task["native"]:
-            network()
         module = __import__(f"scenarios.{task['scenario']}", fromlist=["*"])
         getattr(module, task["function"])(guest)
         guest.end(ok=True)
     except BaseException as error:
         trace = f"{traceback.format_exc()}\n{logs(task)}"
         guest.end(ok=False, error=f"{type(error).__name__}: {error}", trace=trace)
+
+
+def play_apart(task: dict, port) -> None:
+    """The same in a process with places of its own; at the end none of its processes is left."""
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        if LIBC.unshare(CLONE_NEWNS) < 0:
+            raise OSError(ctypes.get_errno(), "unshare")
+        mount_own(task["disk"])
+        play(task, port)
+        os._exit(0)
+    while os.wait()[0] != pid:
+        pass
+    os.kill(-1, signal.SIGKILL)
+    wait_for(reaped, "processes are left")
+    wait_for(lambda: is_free(task["disk"]), f"{task['disk']} is still in use")
+    os.sync()
+
+
+def wait_for(condition, what: str) -> None:
+    """Poll until it holds."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(what)
+        time.sleep(0.02)
+
+
+def reaped() -> bool:
+    """Whether there is no child any more."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return True
+    return False
+
+
+def is_free(disk: str) -> bool:
+    """Whether no file system of that block device is mounted anywhere."""
+    try:
+        os.close(os.open(disk, os.O_RDONLY | os.O_EXCL))
+    except OSError as error:
+        if error.errno != EBUSY:
+            raise
+        return False
+    return True
+
+
+def mount_own(disk: str) -> None:
+    """What can be written, new and empty: /run, /tmp, and the scratch disk as its last boot left it."""
+    mount("tmpfs", "/run", "tmpfs", 0, "mode=755")
+    mount_tmp()
+    Path("/run/disk").mkdir()
+    if disk.startswith("/dev/"):
+        mount(disk, "/run/disk", "ext4")
+    else:
+        subprocess.run(["mount", "-o", "loop", disk, "/run/disk"], check=True)
+
+
+def prepare_process(settings: dict) -> None:
+    """What all parts have from their parent: its environment, the network, and the program's modules.
+
+    The program is imported once a boot: under emulation every start of Python takes seconds.
+    """
+    from lib import network
+
+    os.environ.update(PATH="/usr/sbin:/usr/bin:/sbin:/bin", HOME="/run", TMPDIR="/tmp", LC_ALL="C.UTF-8")
+    if not settings["native"]:
+        network()
+    if settings["product"]:
+        __import__("product").load()
 
 
 def logs(task: dict) -> str:
@@ -177,42 +259,49 @@ def be_systemd() -> None:
 
 
 def main() -> None:
-    """Be PID 1: reap everything, and power off when the scenario's process has ended."""
+    """Be PID 1: play part after part, and power off when there is none, or when something of one stays."""
     try:
-        task = prepare_machine()
-        if task["systemd"]:
+        settings = prepare_machine()
+        if settings["systemd"]:
             be_systemd()
-        pid = os.fork()
-        if pid == 0:
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-            play(task, find_port(task["port"]))
-            os._exit(0)
-        while os.wait()[0] != pid:
-            pass
+        prepare_process(settings)
+        port = find_port(settings["port"])
+        while task := next_task(settings, port):
+            play_apart(task, port)
         os.sync()
     except BaseException:
         traceback.print_exc()
     LIBC.reboot(ctypes.c_int(RB_POWER_OFF))
 
 
-def native(folder: Path, disk: str) -> None:
-    """In namespaces of the host: the same places, and the port is a socket."""
-    task = json.loads((folder / "task.json").read_text())
-    connection = socket.socket(socket.AF_UNIX)
-    connection.connect(str(folder / "port"))
-    mount("tmpfs", "/run", "tmpfs", 0, "mode=755")
-    mount_tmp()
+def service() -> None:
+    """One part, under systemd."""
+    settings = json.loads(SETTINGS.read_text())
+    prepare_process(settings)
+    port = find_port(settings["port"])
+    task = next_task(settings, port)
     Path("/run/disk").mkdir()
-    subprocess.run(["mount", "-o", "loop", disk, "/run/disk"], check=True)
-    play(task, connection)
+    mount(task["disk"], "/run/disk", "ext4")
+    play(task, port)
+    next_task(settings, port)
+    os.execvp("systemctl", ["systemctl", "poweroff"])
+
+
+def native(folder: Path) -> None:
+    """One part in namespaces of the host: the same places, and the port is a socket."""
+    settings = json.loads((folder / "boot.json").read_text())
+    port = socket.socket(socket.AF_UNIX)
+    port.connect(str(folder / "port"))
+    prepare_process(settings)
+    task = next_task(settings, port)
+    mount_own(task["disk"])
+    play(task, port)
 
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--service"]:
-        task = json.loads(TASK.read_text())
-        play(task, find_port(task["port"]))
-        os.execvp("systemctl", ["systemctl", "poweroff"])
-    if sys.argv[1:2] == ["--native"]:
-        native(Path(sys.argv[2]), sys.argv[3])
+        service()
+    elif sys.argv[1:2] == ["--native"]:
+        native(Path(sys.argv[2]))
     else:
         main()

@@ -103,10 +103,10 @@ def network():
         run("ip", "route", "add", "default", "via", "10.0.2.2")
 
 
-def wait_for(condition, limit, what):
+def wait_for(condition, limit, what, pause=0.05):
     """Poll until the condition holds; the limit only ends a hang."""
     deadline = time.monotonic() + limit
     while not condition():
         if time.monotonic() > deadline:
             raise Failure(f"gave up after {limit} s: {what}")
-        time.sleep(0.05)
+        time.sleep(pause)

@@ -1,6 +1,7 @@
 """The product in the guest: the daemon started as a person would, its commands, and trees compared with digests."""
 
 import hashlib
+import importlib
 import json
 import os
 import select
@@ -19,37 +20,75 @@ ROOT = DISK / "loader"
 SOCKET = Path("/run/erofs-loader/control.sock")
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 ENVIRONMENT = {"EROFS_LOADER_ROOT": str(ROOT), "EROFS_LOADER_SOCKET": str(SOCKET), "PYTHONPATH": str(REPOSITORY)}
-LOADER = [sys.executable, "-c", "import sys; from loader.cli.loader import main; sys.exit(main())"]
 LOG = Path("/run/disk/serve.log")
 
 
-def loader(*arguments, ok=True, limit=120):
-    """One `erofs-loader` command in a process of its own; its outcome.
+def load():
+    """Import what the program's commands import, for all the forks to come."""
+    for name in ("loader", "loader_client", "loader_serve"):
+        importlib.import_module(f"loader.cli.{name}")
 
-    A fork of this process, which imports the program once: under emulation every start of Python takes seconds.
+
+class Program:
+    """`erofs-loader WORDS` in a process of its own, with its output in files.
+
+    A fork of this process, which has imported the program: under emulation every start of Python takes seconds. What
+    the program itself starts (the keeper, the nursery) starts as it always does.
     """
-    from loader.cli.loader import main
 
-    words = ["erofs-loader", *map(str, arguments)]
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        pid = os.fork()
-        if pid == 0:
+    def __init__(self, words, out, err):
+        self.words = ["erofs-loader", *map(str, words)]
+        self.returncode = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.setsid()
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
+            os.closerange(3, 4096)
+            signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as Python starts
             os.environ.update(ENVIRONMENT)
-            sys.argv = words
-            os._exit(_exit_status(main))
-        status = _wait_for_end(pid, limit, words)
+            os._exit(_exit_status(self.words))
+
+    def poll(self):
+        """The exit status, or None while it runs."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, limit):
+        """The exit status; Failure (and SIGKILL) if it does not end."""
+        if self.poll() is None:
+            pidfd = os.pidfd_open(self.pid)
+            late = not select.select([pidfd], [], [], limit)[0]
+            os.close(pidfd)
+            if late:
+                os.kill(self.pid, signal.SIGKILL)
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            expect(not late, f"{' '.join(self.words)}: no end after {limit} s")
+        return self.returncode
+
+
+def loader(*arguments, ok=True, limit=120):
+    """One `erofs-loader` command; its outcome."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        program = Program(arguments, out, err)
+        status = program.wait(limit)
         for stream in (out, err):
             stream.seek(0)
-        done = subprocess.CompletedProcess(words, status, out.read(), err.read())
+        done = subprocess.CompletedProcess(program.words, status, out.read(), err.read())
     if ok and done.returncode:
-        raise Failure(f"{' '.join(words)}: exit {done.returncode}: {done.stderr.strip() or done.stdout.strip()}")
+        raise Failure(f"{' '.join(done.args)}: exit {status}: {done.stderr.strip() or done.stdout.strip()}")
     return done
 
 
-def _exit_status(main):
+def _exit_status(words):
     """What the process would have ended with."""
+    from loader.cli.loader import main
+
+    sys.argv = words
     status = 1
     try:
         main()
@@ -60,18 +99,6 @@ def _exit_status(main):
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
-    return status
-
-
-def _wait_for_end(pid, limit, words):
-    """The exit status of a child; Failure (and SIGKILL) if it does not end."""
-    pidfd = os.pidfd_open(pid)
-    late = not select.select([pidfd], [], [], limit)[0]
-    os.close(pidfd)
-    if late:
-        os.kill(pid, signal.SIGKILL)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    expect(not late, f"{' '.join(words)}: no end after {limit} s")
     return status
 
 
@@ -91,9 +118,7 @@ class Daemon:
         """Start it and wait until it answers."""
         SOCKET.parent.mkdir(exist_ok=True)
         with LOG.open("ab") as log:
-            environment = {**os.environ, **ENVIRONMENT}
-            command = [*LOADER, "serve", *self.options]
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+            self.process = Program(["serve", *self.options], log, log)
         wait_for(self.answers, 120, f"the daemon does not answer: {log_tail()}")
         return self
 
@@ -113,11 +138,8 @@ class Daemon:
     def stop(self):
         """SIGTERM, and wait for its end."""
         expect(self.process.poll() is None, f"serve had ended before SIGTERM: {log_tail()}")
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            raise Failure(f"serve does not end after SIGTERM: {log_tail()}") from None
+        os.kill(self.process.pid, signal.SIGTERM)
+        self.process.wait(30)
 
     def kill_all(self):
         """SIGKILL for every process of the daemon at once: a keeper would take its supervisor's place."""
@@ -125,7 +147,7 @@ class Daemon:
         for number in (signal.SIGSTOP, signal.SIGKILL):
             for pid in pids:
                 os.kill(pid, number)
-        self.process.wait()
+        self.process.wait(30)
 
     def await_processes(self, what):
         """The same, once there are some."""

@@ -1,12 +1,11 @@
 """The installed systemd unit in the guest: its program, file and configuration, and its state on the disk."""
 
-import json
 import shutil
 import sys
 from pathlib import Path
 
 from lib import DISK, expect, run
-from product import REPOSITORY
+from product import REPOSITORY, loader_json
 
 NAME = "erofs-loader.service"
 PROGRAM = Path("/usr/bin/erofs-loader")
@@ -15,8 +14,10 @@ WRAPPER = """#!/bin/sh
 export PYTHONPATH={tree}
 exec {python} -c 'import sys; from loader.cli.loader import main; sys.exit(main())' "$@"
 """
-# The host's other services are not wanted here, and the watchdog's time is cut to what a test can wait for.
+# The host's other services are not wanted here, the watchdog's time is cut to what a test can wait for, and a checkout
+# may lie below /var/tmp, which PrivateTmp= hides.
 DROP_IN = "[Unit]\nWants=\nAfter=\n[Service]\nWatchdogSec={watchdog}\nStandardError=journal+console\n"
+SHOWN = f"BindReadOnlyPaths={REPOSITORY}\n" if REPOSITORY.is_relative_to("/var/tmp") else ""
 
 
 def install(guest, watchdog=10):
@@ -26,7 +27,7 @@ def install(guest, watchdog=10):
     shutil.copy(REPOSITORY / "systemd" / "erofs-loader.conf", "/etc/tmpfiles.d/")
     drop_in = Path(f"/etc/systemd/system/{NAME}.d/test.conf")
     drop_in.parent.mkdir()
-    drop_in.write_text(DROP_IN.format(watchdog=watchdog))
+    drop_in.write_text(DROP_IN.format(watchdog=watchdog) + SHOWN)
     configuration = Path("/etc/erofs-loader/config.toml")
     configuration.parent.mkdir(exist_ok=True)
     configuration.write_text(
@@ -65,8 +66,8 @@ def systemctl(*words, limit=90):
     expect(done.returncode == 0, f"systemctl {' '.join(words)}: {done.stderr} {journal()}")
 
 
-def loader(*words):
-    """One `erofs-loader` command of the installed program."""
+def installed(*words):
+    """One `erofs-loader` command of the installed program: seconds, under emulation."""
     return run(PROGRAM, *words)
 
 
@@ -87,4 +88,4 @@ def other_build(target, version):
 
 def version():
     """What the daemon's status says."""
-    return json.loads(loader("status", "--json").stdout)["version"]
+    return loader_json("status")["version"]

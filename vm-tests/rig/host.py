@@ -1,11 +1,13 @@
 """The host's side of a run: one folder, one network of its own; images are made once for all cells and lanes.
 
 A lane plays one scenario after the other, with a registry that it can stop; the lanes' registries share their store.
+Scenarios that need a single ordinary boot share one, each with its own disk, result and limit.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import inspect
 import subprocess
@@ -13,7 +15,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -56,6 +58,7 @@ class Result:
     scenario: str
     outcome: str
     seconds: float
+    cpu_seconds: float = 0.0
     commit: str = ""
     message: str = ""
     steps: list[dict[str, Any]] = field(default_factory=list)
@@ -142,60 +145,135 @@ def scenarios() -> dict[str, ModuleType]:
 
 
 def fits(scenario: ModuleType, cell: Cell) -> bool:
-    """Whether the scenario says that it is for such a cell (`PLANES`, by default both, `FORMS` and `NATIVE`)."""
+    """Whether the scenario says that it is for such a cell (`PLANES`, by default both; `FORMS`; `NATIVE`; `ONCE`)."""
     if cell.native and not getattr(scenario, "NATIVE", True):
+        return False
+    if getattr(scenario, "ONCE", False) and (cell.plane, cell.form) != cell.image.kernel.cells[0]:
         return False
     planes = getattr(scenario, "PLANES", ("cachefiles", "fanotify"))
     forms = getattr(scenario, "FORMS", (cell.form,))
     return cell.plane in planes and cell.form in forms
 
 
+def shares_a_boot(scenario: ModuleType, cell: Cell) -> bool:
+    """Whether it can be played in one boot with others: it needs a single ordinary one."""
+    return len(scenario.BOOTS) == 1 and not getattr(scenario, "SYSTEMD", False) and not cell.native
+
+
 def play(host: Host, scenario: ModuleType, cell: Cell) -> Result:
     """Run a scenario's boots in a cell, one after the other on one disk, until one does not pass."""
-    name = scenario.__name__.rsplit(".", 1)[1]
-    result = Result(cell.image.kernel.name, "", cell.plane, cell.form, name, "passed", 0.0, commit())
-    folder = host.folder / f"{cell.image.kernel.name}-{cell.plane}-{cell.form}-{name}"
-    folder.mkdir()
-    started = time.monotonic()
-    host.cell, host.handlers = cell, {}
-    try:
-        task = scenario.host(host) if hasattr(scenario, "host") else {}
-        task |= {"scenario": name, "plane": cell.plane, "form": cell.form}
-        task |= {"systemd": getattr(scenario, "SYSTEMD", False)}
-        scratch = disk.make(folder / "disk", getattr(scenario, "DISK", disk.SIZE))
+    scratch = _scratch(host, scenario, cell)
+    with _playing(host, scenario, cell) as result:
+        task = _task(host, scenario, cell)
         for function in scenario.BOOTS:
-            end = machine.run(_boot(host, cell, folder, scratch, {**task, "function": function}, scenario))
-            _note(result, function, end)
-            if not end["ok"]:
-                result.outcome, result.message = "failed", f"{function}: {end['error']}"
-                (folder / "trace").write_text(end["trace"])
+            systemd, product = getattr(scenario, "SYSTEMD", False), getattr(scenario, "PRODUCT", True)
+            boot = machine.Boot(cell.image, scratch.parent / function, (scratch,), systemd, product)
+            with machine.Machine(boot) as guest:
+                guest.await_ready()
+                _part(host, scenario, result, guest, {**task, "function": function}, scratch)
+                if result.outcome == "passed" and function != scenario.BOOTS[-1]:
+                    guest.power_off()
+                result.cpu_seconds = round(result.cpu_seconds + guest.cpu_seconds, 1)
+            if result.outcome != "passed":
                 break
-        scratch.unlink()
+    scratch.unlink()
+    return result
+
+
+def play_together(host: Host, chosen: list[ModuleType], cell: Cell) -> Iterator[Result]:
+    """The results of scenarios that share a boot. After one that did not pass the rest is played in another boot."""
+    disks = [_scratch(host, scenario, cell) for scenario in chosen]
+    left = list(zip(chosen, disks, strict=True))
+    while left:
+        product = any(getattr(scenario, "PRODUCT", True) for scenario, _ in left)
+        boot = machine.Boot(
+            cell.image, left[0][1].parent / "boot", tuple(scratch for _, scratch in left), product=product
+        )
+        with contextlib.ExitStack() as stack:
+            passed, guest, used = True, None, 0.0
+            while left and passed:
+                scenario, scratch = left[0]
+                with _playing(host, scenario, cell) as result:
+                    if guest is None:  # a machine that does not boot is the first one's loss
+                        guest = stack.enter_context(machine.Machine(boot))
+                        guest.await_ready()
+                    task = _task(host, scenario, cell) | {"function": scenario.BOOTS[0]}
+                    _part(host, scenario, result, guest, task, scratch)
+                used, result.cpu_seconds = _since(guest, used)
+                passed = result.outcome == "passed"
+                left.pop(0)
+                yield result
+                passed = passed and (not left or _clean(guest, result))
+        for scratch in boot.disks[: len(boot.disks) - len(left)]:
+            scratch.unlink()
+
+
+def _since(guest: machine.Machine | None, used: float) -> tuple[float, float]:
+    """The machine's processor time, and what of it is new."""
+    now = guest.cpu_seconds if guest else used
+    return now, round(now - used, 1)
+
+
+def _clean(guest: machine.Machine, result: Result) -> bool:
+    """Whether nothing is left of a scenario that passed: else the next one gets another machine."""
+    try:
+        guest.await_ready()
+    except machine.LostVM as error:
+        print(f"    after {result.scenario} another machine is needed: {error}", file=sys.stderr, flush=True)
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _playing(host: Host, scenario: ModuleType, cell: Cell) -> Iterator[Result]:
+    """The result of a scenario; what the body raises is an outcome."""
+    result = Result(cell.image.kernel.name, "", cell.plane, cell.form, _name(scenario), "passed", 0.0, commit=commit())
+    started = time.monotonic()
+    try:
+        yield result
     except machine.LostVM as error:
         result.outcome, result.message = "lost", str(error)
     except Exception as error:  # the host's own part
         result.outcome, result.message = "failed", f"host: {type(error).__name__}: {error}"
     finally:
         host.end_scenario()
-    result.seconds = round(time.monotonic() - started, 1)
-    return result
+        result.seconds = round(time.monotonic() - started, 1)
 
 
-def _boot(
-    host: Host, cell: Cell, folder: Path, scratch: Path, task: dict[str, Any], scenario: ModuleType
-) -> machine.Boot:
+def _task(host: Host, scenario: ModuleType, cell: Cell) -> dict[str, Any]:
+    """The host's part of a scenario: what its guest functions get."""
+    host.cell, host.handlers = cell, {}
+    task = scenario.host(host) if hasattr(scenario, "host") else {}
+    return {**task, "scenario": _name(scenario), "plane": cell.plane, "form": cell.form}
+
+
+def _part(
+    host: Host, scenario: ModuleType, result: Result, guest: machine.Machine, task: dict[str, Any], scratch: Path
+) -> None:
+    """Play one function of a scenario, and note what it said."""
     limit = 2.0 * getattr(scenario, "LIMIT", 120)  # it only ends hangs, and a host may be busy
-    label = f"{cell} {task['scenario']}"
-    last = task["function"] == scenario.BOOTS[-1]
-    return machine.Boot(cell.image, folder / task["function"], scratch, task, host.handlers, limit, label, last)
-
-
-def _note(result: Result, function: str, end: dict[str, Any]) -> None:
+    label = f"{result.kernel} {result.plane}/{result.form} {result.scenario}"
+    end = guest.play(machine.Part(task, scratch, host.handlers, limit, label))
     result.release = end["kernel"]
-    result.steps += [{"boot": function, **step} for step in end["steps"]]
+    result.steps += [{"boot": task["function"], **step} for step in end["steps"]]
     result.facts |= end["facts"]
+    if not end["ok"]:
+        result.outcome, result.message = "failed", f"{task['function']}: {end['error']}"
+        (scratch.parent / "trace").write_text(end["trace"])
 
 
+def _scratch(host: Host, scenario: ModuleType, cell: Cell) -> Path:
+    """A new disk for a scenario, in a folder of its own."""
+    folder = host.folder / f"{cell.image.kernel.name}-{cell.plane}-{cell.form}-{_name(scenario)}"
+    folder.mkdir()
+    return disk.make(folder / "disk", getattr(scenario, "DISK", disk.SIZE))
+
+
+def _name(scenario: ModuleType) -> str:
+    return scenario.__name__.rsplit(".", 1)[1]
+
+
+@functools.cache
 def commit() -> str:
     """The checkout's commit, with `-dirty` if files differ from it, but for the page that a run writes."""
     git = ["git", "-C", str(REPOSITORY)]

@@ -1,8 +1,9 @@
 """One boot of one kernel under QEMU: start it, talk to its guest, never leave it behind.
 
-The guest speaks over a virtio-serial port, one JSON document a line, each with the boot's nonce. A boot has an outcome
-only when a line `{"end": …}` with the right nonce arrived; anything else (panic, hang, QEMU gone) is `LostVM`, which is
-not a failed test but a missing answer. QEMU and virtiofsd die with this process (PR_SET_PDEATHSIG through setpriv).
+The guest speaks over a virtio-serial port, one JSON document a line, each with the boot's nonce. It says `ready`, is
+given a part to play, and says `ready` again once nothing is left of it. A part has an outcome only when a line
+`{"end": …}` with the right nonce arrived; anything else (panic, hang, QEMU gone) is `LostVM`, which is not a failed
+test but a missing answer. QEMU and virtiofsd die with this process (PR_SET_PDEATHSIG through setpriv).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import secrets
 import socket
+import string
 import subprocess
 import sys
 import time
@@ -25,6 +27,7 @@ from rig.table import HERE, Image
 PORT_NAME = "org.erofs-ondemand.rig"
 VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
 MEMORY = "1536M"
+BOOT_LIMIT = 300.0  # seconds to boot, or to clear away; it only ends hangs
 OUR_ADDRESS = "10.0.2.2"  # QEMU's user network shows the host's loopback there
 # The guest's root is the host's, so the guest runs the interpreter that runs this.
 INIT = f"init={sys.executable} -- -I {HERE / 'guest' / 'init.py'}"
@@ -47,30 +50,53 @@ class LostVM(Exception):
 
 @dataclass(frozen=True)
 class Boot:
-    """What one boot is given: a directory of its own, its disk, its task (JSON for the guest) and its limits."""
+    """What one boot is given: a directory of its own, and the scratch disks of what it is to play.
+
+    With `product` the guest imports the program before it plays, and what it plays has it at once.
+    """
 
     image: Image
     folder: Path
-    disk: Path
+    disks: tuple[Path, ...]
+    systemd: bool = False
+    product: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a machine plays: a scenario's function (`task`, JSON for the guest), on which disk, and for how long."""
+
     task: dict[str, Any]
+    disk: Path
     handlers: Handlers
     limit: float
     label: str = ""
-    last: bool = False  # nobody needs its disk: it is not waited for once its result is there
-    net: bool = True
 
 
-def run(boot: Boot) -> dict[str, Any]:
-    """Boot, serve the guest's requests, and give the guest's last document. Raises LostVM."""
-    nonce = secrets.token_hex(8)
-    if boot.folder.is_relative_to("/tmp") or boot.folder.is_relative_to("/run"):
-        raise ValueError(f"{boot.folder}: the guest has its own /tmp and /run, and would not see it")
-    boot.folder.mkdir(parents=True)
-    modules = [str(path) for path in boot.image.modules]
-    common = {"systemd": False, "folder": str(boot.folder), "nonce": nonce, "port": PORT_NAME, "modules": modules}
-    common["native"] = boot.image.kernel.origin == "host"
-    (boot.folder / "task.json").write_text(json.dumps({**common, **boot.task}))
-    with contextlib.ExitStack() as stack:
+class Machine:
+    """A machine that runs: it plays parts one after the other, until one is lost or it is closed.
+
+    `cpu_seconds` is its processor time until the last part's end, with what emulates its devices (on the host's own
+    kernel it is nothing: there is no machine).
+    """
+
+    def __init__(self, boot: Boot) -> None:
+        self._boot, self._nonce = boot, secrets.token_hex(8)
+        if boot.folder.is_relative_to("/tmp") or boot.folder.is_relative_to("/run"):
+            raise ValueError(f"{boot.folder}: the guest has its own /tmp and /run, and would not see it")
+        with contextlib.ExitStack() as stack:
+            self._port, self._child = self._start(stack)
+            self._stack = stack.pop_all()
+        self._rest = b""
+        self.cpu_seconds = 0.0
+
+    def _start(self, stack: contextlib.ExitStack) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+        boot = self._boot
+        boot.folder.mkdir(parents=True)
+        modules = [str(path) for path in boot.image.modules]
+        settings: dict[str, Any] = {"nonce": self._nonce, "port": PORT_NAME, "modules": modules}
+        settings |= {"systemd": boot.systemd, "product": boot.product, "native": boot.image.kernel.origin == "host"}
+        (boot.folder / "boot.json").write_text(json.dumps(settings))
         listener = stack.enter_context(socket.socket(socket.AF_UNIX))
         listener.bind(str(boot.folder / "port"))
         listener.listen()
@@ -84,51 +110,82 @@ def run(boot: Boot) -> dict[str, Any]:
             port, _ = listener.accept()
         except TimeoutError:
             raise LostVM(f"the machine did not start, see {log}") from None
-        with port:
-            return _converse(port, nonce, boot, child)
+        return stack.enter_context(port), child
 
+    def __enter__(self) -> Machine:
+        return self
 
-def _converse(port: socket.socket, nonce: str, boot: Boot, child: subprocess.Popen[bytes]) -> dict[str, Any]:
-    deadline = time.monotonic() + boot.limit
-    end: dict[str, Any] | None = None
-    for line in _lines(port, deadline):
-        message = json.loads(line)
-        if message.get("nonce") != nonce:
-            raise LostVM(f"a line without this boot's nonce: {line[:200]!r}")
-        if "ask" in message:
-            reply = _answer(boot.handlers, message)
-            port.sendall(json.dumps(reply).encode() + b"\n")
-        elif "end" in message:
-            end = message["end"]
-            if boot.last:
-                break
-        elif message.get("cut"):  # the guest wants its power cut: nothing of it may run on
-            child.kill()
-            end = message["cut"]
-            break
-        elif "say" in message:
-            print(f"    {boot.label}: {message['say']}", file=sys.stderr, flush=True)
-    if end is None:
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def await_ready(self) -> None:
+        """Until it can be given a part: it has booted, or nothing is left of the part before. Raises LostVM."""
+        for message in self._messages(time.monotonic() + BOOT_LIMIT):
+            if message.get("ready"):
+                return
+        raise LostVM(f"the machine did not become ready; console in {self._boot.folder / 'console.log'}")
+
+    def play(self, part: Part) -> dict[str, Any]:
+        """Once it is ready: play the part, serve the guest's requests, give its last document. Raises LostVM."""
+        disk = str(part.disk) if self._boot.image.kernel.origin == "host" else self._device(part.disk)
+        task = {"nonce": self._nonce, "folder": str(self._boot.folder), "disk": disk, **part.task}
+        self._send(task)
+        deadline = time.monotonic() + part.limit
+        for message in self._messages(deadline):
+            if "ask" in message:
+                self._send(_answer(part.handlers, message))
+            elif "end" in message:
+                self._note_time()
+                return dict(message["end"])
+            elif message.get("cut"):  # the guest wants its power cut: nothing of it may run on
+                self._note_time()
+                self._child.kill()
+                self._child.wait()
+                return dict(message["cut"])
+            elif "say" in message:
+                print(f"    {part.label}: {message['say']}", file=sys.stderr, flush=True)
         late = "out of time" if time.monotonic() >= deadline else "the VM ended"
-        raise LostVM(f"{late} without a result; console in {boot.folder / 'console.log'}")
-    if child.poll() is None and not boot.last:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(15)
-    return end
+        raise LostVM(f"{late} without a result; console in {self._boot.folder / 'console.log'}")
 
+    def power_off(self) -> None:
+        """In order: what was written is on the disks afterwards."""
+        if self._child.poll() is None:
+            self.await_ready()
+            self._send({})
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._child.wait(15)
 
-def _lines(port: socket.socket, deadline: float) -> Iterator[bytes]:
-    rest = b""
-    while (left := deadline - time.monotonic()) > 0:
-        port.settimeout(left)
-        try:
-            data = port.recv(65536)
-        except TimeoutError:
-            return
-        if not data:
-            return
-        *lines, rest = (rest + data).split(b"\n")
-        yield from lines
+    def _note_time(self) -> None:
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{self._child.pid}/stat").read_text().rpartition(")")[2].split()
+            self.cpu_seconds = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def _device(self, disk: Path) -> str:
+        return f"/dev/vd{string.ascii_lowercase[self._boot.disks.index(disk)]}"
+
+    def _send(self, document: dict[str, Any]) -> None:
+        with contextlib.suppress(BrokenPipeError):  # then there is no answer either
+            self._port.sendall(json.dumps(document).encode() + b"\n")
+
+    def _messages(self, deadline: float) -> Iterator[dict[str, Any]]:
+        """What the guest says until then, or until it is gone."""
+        while (left := deadline - time.monotonic()) > 0:
+            line, newline, rest = self._rest.partition(b"\n")
+            if newline:
+                self._rest = rest
+                message = json.loads(line)
+                if message.get("nonce") != self._nonce:
+                    raise LostVM(f"a line without this boot's nonce: {line[:200]!r}")
+                yield message
+                continue
+            self._port.settimeout(left)
+            try:
+                data = self._port.recv(65536)
+            except (TimeoutError, ConnectionResetError):
+                return
+            if not data:
+                return
+            self._rest += data
 
 
 def _answer(handlers: Handlers, message: dict[str, Any]) -> dict[str, Any]:
@@ -155,7 +212,7 @@ def _command(boot: Boot) -> list[str]:
 def _native(boot: Boot) -> list[str]:
     """No machine but namespaces of this one: its processes end with it, and nothing of its mounts is seen outside."""
     own = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    return [*own, sys.executable, "-I", str(HERE / "guest" / "init.py"), "--native", str(boot.folder), str(boot.disk)]
+    return [*own, sys.executable, "-I", str(HERE / "guest" / "init.py"), "--native", str(boot.folder)]
 
 
 def _qemu(boot: Boot) -> list[str]:
@@ -164,11 +221,11 @@ def _qemu(boot: Boot) -> list[str]:
     command += ["-no-reboot", "-nodefaults", "-no-user-config", "-display", "none"]
     command += ["-serial", f"file:{boot.folder / 'console.log'}", "-kernel", str(boot.image.vmlinuz)]
     command += ["-append", append, "-device", "virtio-rng-pci"]
-    command += ["-drive", f"file={boot.disk},format=raw,if=virtio,cache=unsafe"]
+    for disk in boot.disks:
+        command += ["-drive", f"file={disk},format=raw,if=virtio,cache=unsafe"]
     command += ["-chardev", f"socket,id=port,path={boot.folder / 'port'}", "-device", "virtio-serial-pci"]
     command += ["-device", f"virtserialport,chardev=port,name={PORT_NAME}"]
-    if boot.net:
-        command += ["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="]
+    command += ["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="]
     if boot.image.kernel.root == "9p":
         command += ["-virtfs", "local,path=/,mount_tag=hostroot,security_model=none,readonly=on,multidevs=remap"]
     else:
@@ -181,7 +238,8 @@ def acceleration() -> list[str]:
     flags = Path("/proc/cpuinfo").read_text()
     if (" vmx " in flags or " svm " in flags) and os.access("/dev/kvm", os.R_OK | os.W_OK):
         return ["-accel", "kvm", "-accel", "tcg", "-cpu", "max"]
-    return ["-accel", "tcg,thread=multi", "-cpu", "max"]
+    # `max` would emulate wide vectors and deep page tables, slowly; without rdrand Python finds no randomness at boot.
+    return ["-accel", "tcg,thread=multi", "-cpu", "qemu64,+rdrand,+rdseed"]
 
 
 @contextlib.contextmanager

@@ -48,3 +48,29 @@ def writes(guest):
             expect(error.errno == 30, f"errno {error.errno}")
         else:
             expect(False, "the host's file system can be written")
+
+
+def leaves(guest):
+    """Processes, one with a session of its own, files, and a mount."""
+    import subprocess
+
+    from lib import DISK, run
+
+    with guest.step("leave something"):
+        for place in (DISK, Path("/run"), Path("/tmp")):
+            (place / "left").mkdir()
+        subprocess.Popen(["sleep", "1000"], cwd=DISK)
+        subprocess.Popen(["sleep", "1000"], cwd=DISK, start_new_session=True)
+        run("mount", "-t", "tmpfs", "left", DISK / "left")
+
+
+def finds_nothing(guest):
+    """What `leaves` left is gone."""
+    from lib import DISK, expect, run
+
+    with guest.step("look"):
+        found = [str(place) for place in (DISK, Path("/run"), Path("/tmp")) if (place / "left").exists()]
+        expect(not found, f"left below {found}")
+        expect("left" not in run("cat", "/proc/mounts").stdout, "still mounted")
+        running = run("pgrep", "sleep", ok=False).stdout
+        expect(not running, f"still running: {running}")

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 PLANES = ("cachefiles",)
+PRODUCT = False
 BOOTS = ("mounts",)
 
 

@@ -2,6 +2,8 @@
 
 PLANES = ("cachefiles", "fanotify", "none")
 NATIVE = False
+PRODUCT = False
+ONCE = True
 BOOTS = ("look", "again")
 
 

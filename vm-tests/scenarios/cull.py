@@ -9,6 +9,7 @@ from pathlib import Path
 from scenarios import bare_cachefiles
 
 PLANES = ("cachefiles",)
+PRODUCT = False
 DISK = 96 << 20
 BOOTS = ("culls",)
 LIMITS = {"brun": 60, "bcull": 50, "bstop": 2}

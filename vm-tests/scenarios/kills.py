@@ -28,7 +28,7 @@ def kills(guest):
         for name, image in images.items():
             loader("mount", image["reference"], mount_point(name))
     readers = Readers([mount_point(name) for name in images], copies=4)
-    for what, rounds, pause in (("loader.worker", 5, 1.0), ("loader.keeper", 2, 2.0)):
+    for what, rounds, pause in (("loader.worker", 3, 1.0), ("loader.keeper", 2, 2.0)):
         with guest.step(f"SIGKILL {what}, {rounds} times"):
             killed = 0
             for _ in range(rounds):

@@ -3,6 +3,7 @@
 import json
 
 PLANES = ("cachefiles", "fanotify", "none")
+ONCE = True
 BOOTS = ("probe",)
 
 

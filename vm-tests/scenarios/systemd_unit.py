@@ -6,6 +6,7 @@ from pathlib import Path
 
 SYSTEMD = True
 NATIVE = False
+ONCE = True
 BOOTS = ("under_load", "after_reboot")
 LIMIT = 480
 EXPOSURE = 3.0
@@ -23,7 +24,7 @@ def under_load(guest):
     """Everything that may happen to a unit while eight processes read."""
     import unit
     from lib import expect, run, wait_for
-    from product import Readers, expect_right, mount_point
+    from product import Readers, expect_right, loader, mount_point
 
     images = guest.task["images"]
     unit.install(guest)
@@ -35,10 +36,10 @@ def under_load(guest):
         expect(exposure <= EXPOSURE, f"exposure {exposure}")
     with guest.step("systemctl start (Type=notify)"):
         unit.systemctl("start")
-        unit.loader("status")
+        unit.installed("status")
     with guest.step("mount both"):
         for name, image in images.items():
-            unit.loader("mount", image["reference"], mount_point(name))
+            loader("mount", image["reference"], mount_point(name))
         guest.fact("descriptors in the store", int(unit.show("NFileDescriptorStore")))
     readers = Readers([mount_point(name) for name in images], copies=4)
     with guest.step("systemctl reload"):
@@ -48,7 +49,7 @@ def under_load(guest):
     with guest.step("systemctl restart"):
         unit.systemctl("restart")
         expect(unit.main_pid() != before, "the main process did not change")
-        unit.loader("status")
+        loader("status")
     with guest.step("SIGKILL the main process"):
         _replaced(unit, wait_for, lambda pid: os.kill(pid, signal.SIGKILL))
     with guest.step("the watchdog ends a main process that hangs"):
@@ -65,26 +66,29 @@ def under_load(guest):
         expect_right(readers.results(240), images)
     with guest.step("umount and stop"):
         for name in images:
-            unit.loader("umount", mount_point(name))
+            loader("umount", mount_point(name))
         unit.systemctl("stop")
         expect(unit.show("Result") == "success", f"result {unit.show('Result')}: {unit.journal()}")
 
 
 def _replaced(unit, wait_for, harm):
+    from product import loader
+
     before = unit.main_pid()
     harm(before)
     wait_for(
         lambda: unit.main_pid() not in (0, before) and unit.show("ActiveState") == "active",
         90,
-        f"the unit did not come back: {unit.journal()}",
+        "the unit did not come back",
+        pause=0.5,  # each look is a program of systemd's
     )
-    unit.loader("status")
+    loader("status")
 
 
 def after_reboot(guest):
     """After a shutdown by systemd the cache serves without the registry."""
     import unit
-    from product import compare, mount_point
+    from product import compare, loader, mount_point
 
     unit.install(guest)
     guest.ask("link_stop")
@@ -92,7 +96,7 @@ def after_reboot(guest):
         unit.systemctl("start")
     with guest.step("every byte from the cache"):
         for name, image in guest.task["images"].items():
-            unit.loader("mount", image["reference"], mount_point(name))
+            loader("mount", image["reference"], mount_point(name))
             compare(mount_point(name), image["files"])
     with guest.step("stop"):
         unit.systemctl("stop")
