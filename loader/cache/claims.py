@@ -32,6 +32,9 @@ class Priority(IntEnum):
     BACKGROUND = 2  # somebody asked for it to be fetched when there is nothing better to do
 
 
+_PRIORITIES = tuple(Priority)  # going through the enumeration itself takes longer, with every READ
+
+
 class Waiter:
     """Somebody who waits for frames: `done(errno)` is called once, no lock held, when all landed or one failed."""
 
@@ -72,7 +75,7 @@ class Flight:
 
     @property
     def encoded_size(self) -> int:
-        return self.file.table[self.frame].encoded_size
+        return self.file.table.frame_encoded_size(self.frame)
 
 
 class Run(NamedTuple):
@@ -222,7 +225,7 @@ class FlightTable:
 
     def _next(self) -> Priority | None:
         """What is to be fetched next, if it may be fetched now."""
-        return next((priority for priority in Priority if self._queues[priority] and self._allowed(priority)), None)
+        return next((priority for priority in _PRIORITIES if self._queues[priority] and self._allowed(priority)), None)
 
     def _wake(self) -> None:
         """Wake one thread if there is something to fetch; it wakes the next."""

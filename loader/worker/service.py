@@ -50,7 +50,9 @@ from loader.worker.starts import Starts
 log = logging.getLogger(__name__)
 
 # Bytes of one range request by priority, at most. Large where the link is fast: for some registries each costs much.
-RANGE_LIMITS = (4 << 20, 8 << 20, 8 << 20)
+# Ahead of a reader, more is asked for once half of its window is read: half a window and a bit. A limit of just half a
+# window would make a second request for the bit.
+RANGE_LIMITS = (4 << 20, 16 << 20, 8 << 20)
 EXPIRE_INTERVAL = 0.25  # seconds
 CHECKPOINT_INTERVAL = 5.0
 
