@@ -20,7 +20,7 @@ import time
 import traceback
 from pathlib import Path
 
-from bench.storm.board import METHODS, Board
+from bench.storm.board import METHODS, Board, Row
 from bench.storm.images import TOOL
 
 _SLICE = 128 << 10
@@ -141,6 +141,15 @@ def _output_of(program: str) -> bytes:
 _CALLS = dict(zip(METHODS, (by_read, by_mmap, by_direct, by_sendfile, by_exec), strict=True))
 
 
+def _begin(board: Board, number: int, row: Row, began: float) -> bool:
+    """Say that an operation begins; false if a pause began meanwhile: who paused may have seen that nothing goes on."""
+    board[number] = row._replace(since=began)
+    if board.paused:
+        board[number] = row
+        return False
+    return True
+
+
 def run(board: Board, number: int, spec: list[tuple[str, str, str, list[str]]]) -> None:
     rng = random.Random(number)
     while not select.select([0], [], [], rng.uniform(0, _PAUSE))[0]:
@@ -151,9 +160,7 @@ def run(board: Board, number: int, spec: list[tuple[str, str, str, list[str]]]) 
         path = TOOL if method == "exec" else rng.choice(paths)
         row = board[number]
         began, kills = time.monotonic(), board.kills
-        board[number] = row._replace(since=began)
-        if board.paused:  # meanwhile; who paused may have seen that nothing goes on
-            board[number] = row
+        if not _begin(board, number, row, began):
             continue
         changes: dict[str, int] = {method: getattr(row, method) + 1}
         source = os.open(Path(tree, path), os.O_RDONLY)
