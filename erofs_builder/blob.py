@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections import defaultdict, deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from itertools import accumulate, groupby
 from operator import itemgetter
 from typing import NamedTuple, Protocol, cast
@@ -60,14 +60,25 @@ def padding_for(length: int) -> bytes:
 class BlobWriter:
     """Takes frames' contents in order and streams the blob to `out`. A context manager: leaving it ends its threads.
 
+    `pool` has the `threads` that compress, where several writers share them.
+
     The first `hard` bytes of content, or about as many, are compressed at HARD_LEVEL, which takes ten times as long.
     `add` returns a frame's number at once; the frame is written some batches later. Nothing but those batches is
     held in memory.
     """
 
-    def __init__(self, out: Output, *, level: int = DEFAULT_LEVEL, threads: int = 2, hard: int = 0) -> None:
+    def __init__(
+        self,
+        out: Output,
+        *,
+        level: int = DEFAULT_LEVEL,
+        threads: int = 2,
+        hard: int = 0,
+        pool: Executor | None = None,
+    ) -> None:
         self._out = out
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="frames")
+        self._pool = pool or ThreadPoolExecutor(threads, thread_name_prefix="frames")
+        self._shared = pool is not None
         self._idle: defaultdict[_Setting, list[zstandard.ZstdCompressor]] = defaultdict(list)
         self._level = level
         self._hard = hard
@@ -84,7 +95,10 @@ class BlobWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pending in self._pending:
+            pending.cancel()
+        if not self._shared:
+            self._pool.shutdown(wait=True)
 
     def __len__(self) -> int:
         return len(self._decoded)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import stat
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -46,6 +47,7 @@ class Options:
     level: int = DEFAULT_LEVEL  # zstd
     hard: int = 0  # bytes of content that are compressed as small as they get before the level counts (blob.BlobWriter)
     threads: int = 2
+    pool: Executor | None = None  # these threads compress, for several layers at once; it has `threads` of them
     fingerprints: int | None = None  # give files of this size and more their fingerprints
 
 
@@ -89,7 +91,7 @@ def build_layer(
     """
     options = options or Options()
     with (
-        BlobWriter(blob_out, level=options.level, threads=options.threads, hard=options.hard) as writer,
+        _writer(blob_out, options) as writer,
         read_ahead(plain_chunks(stream)) as chunks,
     ):
         packer = Packer(writer, base)
@@ -102,6 +104,10 @@ def build_layer(
             if on_progress:
                 on_progress(entry.size)
         return builder.finish()
+
+
+def _writer(out: Output, options: Options) -> BlobWriter:
+    return BlobWriter(out, level=options.level, threads=options.threads, hard=options.hard, pool=options.pool)
 
 
 class LayerBuilder:

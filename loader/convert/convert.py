@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,8 +26,9 @@ from loader.artifact import ARTIFACT_TYPE, INDEX_TYPE, descriptor_to_json
 from loader.convert.assemble import PAYLOAD_LEVEL, Assembled, assemble
 from loader.convert.base import BaseArtifact, load_base
 from loader.convert.layers import blob_path, convert_layer
-from loader.convert.progress import NoProgress, Progress
+from loader.convert.progress import NoProgress, Progress, Task
 from loader.convert.publish import Published, as_newest, publish
+from loader.convert.side_by_side import side_by_side
 from loader.convert.source import ALL_PLATFORMS, SourceImage, SourceLayer, load_source
 from loader.convert.start import frame_reader, start_list
 from loader.errors import NotFoundError, UsageError
@@ -37,6 +40,9 @@ from loader.registry.open import check_target, open_image, open_reference, open_
 from loader.registry.patience import patiently
 from loader.registry.reference import RootfsReference, parse_reference
 from loader.trace import load_page_trace
+
+_AT_ONCE = 4  # layers
+_SWITCH = 0.0005  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +91,11 @@ class Result:
 
 
 def lean_memory() -> None:
-    """Settings for a process that does nothing but convert: keep freed chunks, and look for no cycles of garbage."""
+    """Settings for a process that does nothing but convert: keep freed chunks, look for no cycles of garbage, and have
+    threads wait less for each other."""
     keep_memory()
     gc.disable()  # millions of nodes, which die by their counts alone
+    sys.setswitchinterval(_SWITCH)  # a thread that has compressed a batch is to get the next one soon
 
 
 def convert(request: Request, config: RegistryConfig, progress: Progress | None = None) -> Result:
@@ -156,7 +164,7 @@ class _Conversion:
 
     def convert_image(self, image: SourceImage, tag: str | None) -> Converted:
         """One platform's image."""
-        layers = tuple(self._layer(image, layer, number) for number, layer in enumerate(image.layers, 1))
+        layers = self._layers(image)
         return self._finish(image.platform_text, image.subject, layers, tag, image.command)
 
     def convert_rootfs(self, root: Path, tag: str | None) -> Converted:
@@ -175,18 +183,32 @@ class _Conversion:
     def _pieces(self) -> Base | None:
         return self.base.pieces if self.base else None
 
-    def _layer(self, image: SourceImage, layer: SourceLayer, number: int) -> ConvertedLayer:
-        descriptor = layer.descriptor
-        done = self._done.get(descriptor.digest)
-        if done is None:
-            started = time.monotonic()
-            file = blob_path(self._directory, len(self._done))
-            label = f"layer {number}/{len(image.layers)} {descriptor.digest.hex[:12]}"
-            with file.open("wb") as out, self._progress.task(label, descriptor.size) as task:
-                built = convert_layer(image.source, layer, out, self._request.options, self._pieces, task)
-            done = ConvertedLayer(descriptor, built, file, time.monotonic() - started)
-            self._done[descriptor.digest] = done
-        return done
+    def _layers(self, image: SourceImage) -> tuple[ConvertedLayer, ...]:
+        """The image's layers, several at once; they share the threads that compress."""
+        found = {layer.descriptor.digest: layer for layer in image.layers}
+        # The largest first: what is left for the end is small.
+        new = sorted((layer for digest, layer in found.items() if digest not in self._done), key=_size, reverse=True)
+        files = {
+            layer.descriptor.digest: blob_path(self._directory, len(self._done) + at) for at, layer in enumerate(new)
+        }
+        threads = self._request.options.threads
+        with (
+            self._progress.task(f"{len(new)} layers", sum(map(_size, new))) as task,
+            ThreadPoolExecutor(threads, thread_name_prefix="frames") as pool,
+        ):
+            options = replace(self._request.options, pool=pool)
+
+            def convert(layer: SourceLayer, task: Task) -> ConvertedLayer:
+                started = time.monotonic()
+                file = files[layer.descriptor.digest]
+                with file.open("wb") as out:
+                    built = convert_layer(image.source, layer, out, options, self._pieces, task)
+                return ConvertedLayer(layer.descriptor, built, file, time.monotonic() - started)
+
+            for done in side_by_side(convert, new, task, min(threads, _AT_ONCE)):
+                assert done.source is not None
+                self._done[done.source.digest] = done
+        return tuple(self._done[layer.descriptor.digest] for layer in image.layers)
 
     def _finish(
         self,
@@ -224,6 +246,10 @@ class _Conversion:
         if relaid:
             files[relaid.blob.digest] = file
         return relaid
+
+
+def _size(layer: SourceLayer) -> int:
+    return layer.descriptor.size
 
 
 def _publish_index(

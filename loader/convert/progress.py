@@ -15,7 +15,7 @@ class Task(Protocol):
 
 
 class Progress(Protocol):
-    """Gets told of the steps, one after the other."""
+    """Gets told of the steps, one after the other; several threads may advance one."""
 
     def task(self, label: str, total: int | None) -> AbstractContextManager[Task]:
         """A step of `total` bytes (None: unknown), over when the context is left."""
