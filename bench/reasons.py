@@ -11,16 +11,16 @@ _REASONS: list[tuple[str, str, str]] = [
     (
         "R5",
         "plain layers",
-        "compression takes as long as zstd's own; digests of layers, pieces, frames and the blob take half of that "
-        "again (two messages at a time where they do not depend on each other); reading headers, packing and both "
-        "forms' metadata, in Python, a quarter. Next: the layer's digest in the second lane of the pieces', the walk "
-        "through the tar in C.",
+        "of 2.8 s of processor time half is compression, as long as zstd's own; a fifth digests of layers, pieces, "
+        "frames and the blob, two messages at a time throughout; a fifth Python (the walk through the tar 0.3 s, both "
+        "forms' metadata and the list of a start 0.25 s, loading itself 0.1 s). One processor is idle for most of the "
+        "last two, 0.3 s, and one in ten before. Next: the walk and the metadata's records in C.",
     ),
     (
         "R5",
         "gzip layers",
-        "as with plain layers; and decompression (ISA-L's, one stream on one processor) takes a third of that time, "
-        "with the digest of what comes out besides that of what went in.",
+        "as with plain layers; and decompression (ISA-L's, one stream a layer, two layers at once) takes 0.6 s of "
+        "processor time, with the digest of what went in 0.7 s.",
     ),
     (
         "R10",
