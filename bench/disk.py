@@ -24,9 +24,8 @@ from tests.support.registry import docker_registry
 
 IMAGE = "debian:12"
 _START_NOTE = (
-    "A frame is written whole, with what lies beside the pages that are read, and so is the metadata: "
-    "the frames that a trace names are 13.9 MB as they come, where the goal is 13.0. A layout rebuilt from a trace has "
-    "frames of read pages alone."
+    "A frame is written whole, with what lies beside the pages that are read, and so is the metadata. With a trace "
+    "13.9 MB cross the link, and the goal is 13.0. A layout rebuilt from a trace has frames of read pages alone."
 )
 
 

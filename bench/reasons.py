@@ -37,8 +37,8 @@ _REASONS: list[tuple[str, str, str]] = [
     (
         "R12",
         "by its source",
-        "the artifact of a source image is looked up first: one round trip more than the three. Next: the registry's "
-        "answer to that, and the artifact's manifest, kept for a while and asked for again side by side.",
+        "the source's manifest, the list of its artifacts beside the manifest of the usual one, the metadata: three "
+        "round trips; the rest is commands that start, and Python.",
     ),
     (
         "R3",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import time
 from collections.abc import Iterable
 
-from erofs_builder.errors import ArtifactError
+from erofs_builder.errors import ArtifactError, FormatError, IntegrityError
 from loader.artifact import ARTIFACT_TYPE, GENERATION_ANNOTATION, Artifact
-from loader.errors import NotFoundError
+from loader.errors import LoaderError, NotFoundError
 from loader.registry.base import Descriptor, ImageSource
 from loader.registry.documents import (
     INDEX_TYPES,
@@ -16,6 +19,8 @@ from loader.registry.documents import (
     select_platform,
     subject_of,
 )
+
+USUAL_SUFFIX = "-erofs"  # of an artifact's tag, behind that of its source
 
 
 def find_artifact(source: ImageSource, reference: str, platform: str | None = None) -> tuple[Descriptor, Artifact]:
@@ -29,7 +34,8 @@ def find_artifact(source: ImageSource, reference: str, platform: str | None = No
     artifact = _as_artifact(source, descriptor, wanted)
     if artifact is not None:
         return artifact
-    artifact = _from_referrers(source, descriptor, wanted)
+    usual = None if reference.startswith("sha256:") else _Usual(source, reference)
+    artifact = _from_referrers(source, descriptor, wanted, usual)
     if artifact is None and descriptor.media_type in INDEX_TYPES:
         entries = index_entries(source.manifest(descriptor), f"{source}@{descriptor.digest}")
         descriptor = select_platform(entries, wanted, f"{source}")
@@ -42,9 +48,35 @@ def find_artifact(source: ImageSource, reference: str, platform: str | None = No
     )
 
 
-def _from_referrers(source: ImageSource, subject: Descriptor, platform: str) -> tuple[Descriptor, Artifact] | None:
+class _Usual:
+    """Has the source ask for the manifest of an image's usual artifact while it lists the referrers.
+
+    What the list names is what counts. The source keeps manifests by digest: if it is this one, it is here already, one
+    round trip sooner.
+    """
+
+    def __init__(self, source: ImageSource, tag: str) -> None:
+        self._begun = time.monotonic()
+        self._thread = threading.Thread(target=self._ask, args=(source, tag + USUAL_SUFFIX), daemon=True)
+        self._thread.start()
+
+    def _ask(self, source: ImageSource, tag: str) -> None:
+        with contextlib.suppress(LoaderError, FormatError, IntegrityError, OSError):
+            source.resolve(tag)
+
+    def wait(self) -> None:
+        """Less long than it would take to ask again: as long as the list took, at most."""
+        self._thread.join(time.monotonic() - self._begun)
+
+
+def _from_referrers(
+    source: ImageSource, subject: Descriptor, platform: str, usual: _Usual | None = None
+) -> tuple[Descriptor, Artifact] | None:
     """The newest artifact that refers to an image or index. A list may name what is gone, or what refers elsewhere."""
-    for referrer in newest_first(source.referrers(subject.digest, ARTIFACT_TYPE)):
+    referrers = newest_first(source.referrers(subject.digest, ARTIFACT_TYPE))
+    if referrers and usual is not None:
+        usual.wait()
+    for referrer in referrers:
         try:
             named = subject_of(source.manifest(referrer))
             if named is None or named.digest != subject.digest:
