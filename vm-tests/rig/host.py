@@ -148,7 +148,8 @@ def fits(scenario: ModuleType, cell: Cell) -> bool:
     """Whether the scenario says that it is for such a cell (`PLANES`, by default both; `FORMS`; `NATIVE`; `ONCE`)."""
     if cell.native and not getattr(scenario, "NATIVE", True):
         return False
-    if getattr(scenario, "ONCE", False) and (cell.plane, cell.form) != cell.image.kernel.cells[0]:
+    first = (cell.plane, cell.form) == cell.image.kernel.cells[0]
+    if getattr(scenario, "ONCE", False) and not first and not cell.native:
         return False
     planes = getattr(scenario, "PLANES", ("cachefiles", "fanotify"))
     forms = getattr(scenario, "FORMS", (cell.form,))

@@ -14,7 +14,7 @@ of `vm-tests/kernels.toml` under QEMU, runs every scenario in every cell (a plan
 *host* is the kernel of the machine that ran it, without QEMU. A time is that of the whole scenario, with its own boots;
 of scenarios that share a boot the first one has it in its time. The machines are emulated and several ran at once, so
 it says nothing about speed. *Lost* is a machine that ended without an answer; it is neither passed nor failed. An empty
-place: the scenario is not for that cell, or says the same of the kernel's other form (boot, probe, systemd_unit).
+place: the scenario is not for that cell, or is played once a kernel (boot, container, probe, systemd_unit).
 
 With `--merge` a result stays until its scenario is run again in its cell, so the page may hold results of several runs
 and commits: the last table says which. Of a scenario that failed and was run again only the later result is here.

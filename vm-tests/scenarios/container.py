@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 IMAGES = ("debian",)
+ONCE = True
 BOOTS = ("runs",)
 LIMIT = 480
 
