@@ -64,7 +64,8 @@ class Board:
         return Row(*_ROW.unpack_from(self._map, 4096 + number * _ROW.size))
 
     def __setitem__(self, number: int, row: Row) -> None:
-        _ROW.pack_into(self._map, 4096 + number * _ROW.size, *row)
+        at = 4096 + number * _ROW.size
+        self._map[at : at + _ROW.size] = _ROW.pack(*row)  # pack_into zeroes the place first, and others look at it
 
     def rows(self) -> list[Row]:
         return [self[number] for number in range(self.readers)]
