@@ -141,10 +141,10 @@ class Node:
         """Run a command with --json; returns the document."""
         return json.loads(self.run(*arguments, "--json"))
 
-    def mount(self, reference: str, target: Path) -> None:
+    def mount(self, reference: str, target: Path, form: str = "encoded") -> None:
         """Mount an image at `target`, which is made."""
         target.mkdir(parents=True, exist_ok=True)
-        self.run("mount", reference, target)
+        self.run("mount", "--form", form, reference, target)
 
     def umount(self, target: Path) -> None:
         """Unmount what `mount` mounted."""

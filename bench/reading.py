@@ -40,6 +40,12 @@ PIPE_NOTE = (
     "the kernel decodes in the thread that reads, also what it reads ahead: cat decodes a frame while sha256sum waits"
     " for the next 64 KiB of their pipe. And fetch and check share the two processors with both"
 )
+# What is said of it, the command, and the form of the mount
+_READERS = (
+    ("", "cat $W/mnt/data >/dev/null", "encoded"),
+    ("piped into sha256sum as well, ", "cat $W/mnt/data | sha256sum", "encoded"),
+    ("piped into sha256sum as well, decoded form, ", "cat $W/mnt/data | sha256sum", "decoded"),
+)
 PAUSE = 0.05  # seconds between two reads that meet a prefetch
 HUNDRED = 100
 
@@ -61,11 +67,11 @@ def rows(runs: int) -> list[Row]:
 
 
 @contextmanager
-def _mounted(scratch: Path, big: BigFile, registry: str) -> Iterator[tuple[Node, Path]]:
+def _mounted(scratch: Path, big: BigFile, registry: str, form: str = "encoded") -> Iterator[tuple[Node, Path]]:
     """A fresh node that has the image mounted, page cache dropped; its file."""
     with tempfile.TemporaryDirectory(prefix="node-", dir=scratch) as name, Node(Path(name), "--insecure") as node:
         mount = Path(name) / "mnt"
-        node.mount(big.reference(registry), mount)
+        node.mount(big.reference(registry), mount, form)
         try:
             drop_caches()
             yield node, mount / NAME
@@ -79,27 +85,27 @@ def _plain(big: BigFile, registry: str) -> str:
 
 def _loopback(runs: int, big: BigFile, registry: str, scratch: Path) -> list[Row]:
     """Bytes that are verified, as the peer's are once it has their digest; and hashed by their reader once more."""
-    readers = {"cat $W/mnt/data >/dev/null": "", "cat $W/mnt/data | sha256sum": "piped into sha256sum as well, "}
-    samples = {name: Sample() for name in ("peer", "ranges", *readers)}
+    samples = {name: Sample() for name in ("peer", *(what for what, _, _ in _READERS))}
+    ranges = Sample()
     for _ in range(runs):
         timed(["curl", "-fsSo", "/dev/null", big.url(registry)])  # the registry's disk is warm for all
         samples["peer"].add(timed(["sh", "-c", _plain(big, registry)]))
-        for name in readers:
-            with _mounted(scratch, big, registry) as (node, file):
+        for what, command, form in _READERS:
+            with _mounted(scratch, big, registry, form) as (node, file):
                 timed(["curl", "-fsSo", "/dev/null", big.url(registry)])
-                samples[name].add(timed(["sh", "-c", name.replace("$W/mnt/data", str(file))]))
-                samples["ranges"].add(node.ask("stats")["counters"]["fetches"])
+                samples[what].add(timed(["sh", "-c", command.replace("$W/mnt/data", str(file))]))
+                ranges.add(node.ask("stats")["counters"]["fetches"])
     limit = _parts(big, registry)
     return [
         Row(
             "R8", f"cold sequential read, {what}loopback",
-            f"{samples[name].text('s', 2)}, {samples['ranges'].median:.0f} ranges",
+            f"{samples[what].text('s', 2)}, {ranges.median:.0f} ranges",
             f"curl, zstd -d, sha256sum {samples['peer'].text('s', 2)}",
-            ratios(samples["peer"], samples[name]).median, 0.9, larger=True, unit="×", limit=limit,
-            samples={"ours": samples[name].values, "peer": samples["peer"].values},
-            commands=[_plain(big, "REGISTRY"), name], note=PIPE_NOTE if what else "",
+            ratios(samples["peer"], samples[what]).median, 0.9, larger=True, unit="×", limit=limit,
+            samples={"ours": samples[what].values, "peer": samples["peer"].values},
+            commands=[_plain(big, "REGISTRY"), command], note=PIPE_NOTE if form == "encoded" and what else "",
         )
-        for name, what in readers.items()
+        for what, command, form in _READERS
     ]  # fmt: skip
 
 
