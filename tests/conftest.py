@@ -22,9 +22,10 @@ for _name in ("EROFS_LOADER_ROOT", "EROFS_LOADER_SOCKET", "EROFS_LOADER_CONFIG")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _swept(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _swept(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
     base, process = tmp_path_factory.getbasetemp(), os.getpid()
-    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    # Not the environment: a session that a test of such a process starts finds the variable there too.
+    worker = getattr(request.config, "workerinput", {}).get("workerid")
     if worker:  # the session is the parent's, and its directory the one above
         base, process = base.parent, os.getppid()
     if worker in (None, "gw0"):
