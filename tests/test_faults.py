@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 
-from loader.config import Config
 from loader.worker.outages import TRY_AGAIN
 from tests.support import faults
 from tests.support.daemon import BUILDER, REPOSITORY, Daemon, convert, make_files, start_cat
@@ -286,22 +285,6 @@ def test_mirrors_that_lie_are_found_out(tmp_path: Path, liars: int) -> None:
                 assert seen == digests
                 assert daemon.counters()["corrupt_frames"] >= liars
                 assert daemon.counters()["requests_failed"] == 0
-
-
-def test_half_a_deadline_without_a_registry_is_waited_out(tmp_path: Path) -> None:
-    """For many readers, past the longest pause between two attempts. The default deadline is two minutes."""
-    assert Config().deadline == 120
-    digests = make_files(tmp_path / "tree", 6, 150_000)
-    with docker_registry(tmp_path / "registry") as address, FaultyRegistry(address) as registry:
-        convert(tmp_path / "tree", f"docker://{address}/sample:1")
-        with Daemon(tmp_path / "d", "--deadline", "24") as daemon:
-            target = daemon.mount(f"docker://{registry.address}/sample:1")
-            with registry.closed():
-                readers = {name: start_cat(target / name) for name in digests}
-                time.sleep(12)
-                assert all(reader.poll() is None for reader in readers.values())
-            assert {name: reader.communicate(timeout=60)[0].strip() for name, reader in readers.items()} == digests
-            assert daemon.counters()["requests_failed"] == 0
 
 
 def test_an_expired_token_is_replaced(tmp_path: Path) -> None:
