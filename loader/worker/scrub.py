@@ -131,9 +131,7 @@ class Scrubber:
                 yield file.place(table[frame])[1], int(wrong)
         finally:
             os.close(fd)
-            ready.close()
-            if sums is not None:
-                sums.close()
+            file.close()
 
     def _kernels_file(self, kernel: KernelLook, found: KernelFile, skipped: list[str]) -> Checks:
         try:

@@ -103,23 +103,32 @@ def shares(guest):
         drop_caches()
         expect_files(second, files)
     with guest.step("run a program, then from the other image's pages, also under an overlay"):
-        program, same = mount_point("program"), mount_point("same")
-        loader("mount", references["program"], program)
-        loader("mount", references["same program"], same)
-        expected = run(PROGRAM, "/proc/version").stdout
-        expect(run(program / PROGRAM.name, "/proc/version").stdout == expected, "it printed something else")
-        before = asked()
-        expect(run(same / PROGRAM.name, "/proc/version").stdout == expected, "it printed something else")
-        overlay = _overlay(same)
-        expect(run(overlay / PROGRAM.name, "/proc/version").stdout == expected, "under an overlay")
-        guest.fact("events for the second image's program", asked()[0] - before[0])
-        run("umount", overlay)
+        program, same = _run_from_shared_pages(guest, references)
     with guest.step("umount"):
         for target in (second, other, elsewhere, program, same):
             loader("umount", target)
         expect("/run/mnt" not in run("cat", "/proc/mounts").stdout, "still mounted")
     with guest.step("SIGTERM"):
         daemon.stop()
+
+
+def _run_from_shared_pages(guest, references):
+    """Where the two images with the program are mounted."""
+    from lib import expect, run
+    from product import loader, mount_point
+
+    program, same = mount_point("program"), mount_point("same")
+    loader("mount", references["program"], program)
+    loader("mount", references["same program"], same)
+    expected = run(PROGRAM, "/proc/version").stdout
+    expect(run(program / PROGRAM.name, "/proc/version").stdout == expected, "it printed something else")
+    before = asked()
+    expect(run(same / PROGRAM.name, "/proc/version").stdout == expected, "it printed something else")
+    overlay = _overlay(same)
+    expect(run(overlay / PROGRAM.name, "/proc/version").stdout == expected, "under an overlay")
+    guest.fact("events for the second image's program", asked()[0] - before[0])
+    run("umount", overlay)
+    return program, same
 
 
 def _overlay(lower):
