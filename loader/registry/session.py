@@ -45,7 +45,8 @@ class DocumentSession:
                 proxies=adapter.proxies,
             )
         except requests.RequestException as error:
-            raise _cause(error) from None
+            cause = _cause(error)
+            raise cause from cause.__cause__  # the system's own word
         raw: urllib3.BaseHTTPResponse = response.raw
         return raw
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -89,11 +90,14 @@ def convert(source: Path, target: str, config: Path | None = None) -> None:
 class Daemon:
     """`erofs-loader serve` with its state below `directory`, until the end of the `with` block."""
 
-    def __init__(self, directory: Path, *options: str, root: Path | None = None) -> None:
+    def __init__(
+        self, directory: Path, *options: str, root: Path | None = None, command: Sequence[str] = LOADER
+    ) -> None:
+        """`command`: what the daemon is started with."""
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.root, self.socket, self.log = root or directory / "root", directory / "s.sock", directory / "serve.log"
-        self._options = options
+        self._options, self._command = options, command
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -115,7 +119,7 @@ class Daemon:
     def start(self) -> None:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*LOADER, "--root", str(self.root), "--socket", str(self.socket), "serve", *self._options],
+                [*self._command, "--root", str(self.root), "--socket", str(self.socket), "serve", *self._options],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=REPOSITORY,
             )  # fmt: skip
         until = time.monotonic() + PATIENCE
@@ -124,6 +128,12 @@ class Daemon:
                 return
             time.sleep(0.05)
         raise AssertionError(f"the daemon does not start: {self.log.read_text()[-4000:]}")
+
+    @property
+    def pid(self) -> int:
+        """The supervisor's."""
+        assert self._process is not None
+        return self._process.pid
 
     def signal(self, number: int) -> None:
         assert self._process is not None
