@@ -23,6 +23,7 @@ from pathlib import Path
 from loader.cache.layout import replace_file
 
 _HEADER = struct.Struct("<8s16sI4x")
+HEADER_SIZE = _HEADER.size
 _MAGIC = b"EROFSRM\x01"
 
 
@@ -53,7 +54,7 @@ class ReadyMap:
         self._dirty = bits != synced  # bits were set since the last checkpoint, be it by a process that was killed
 
     def __getitem__(self, frame: int) -> bool:
-        return bool(self._map[_HEADER.size + (frame >> 3)] >> (frame & 7) & 1)
+        return bool(self._map[HEADER_SIZE + (frame >> 3)] >> (frame & 7) & 1)
 
     @property
     def count(self) -> int:
@@ -83,7 +84,7 @@ class ReadyMap:
 
     def set(self, frame: int) -> None:
         """The frame's bytes are in the data file."""
-        position, bit = _HEADER.size + (frame >> 3), 1 << (frame & 7)
+        position, bit = HEADER_SIZE + (frame >> 3), 1 << (frame & 7)
         with self._lock:
             byte = self._map[position]
             if not byte & bit:
@@ -98,12 +99,12 @@ class ReadyMap:
                 if self._closed:
                     return
                 for frame in frames:
-                    position, bit = _HEADER.size + (frame >> 3), 1 << (frame & 7)
+                    position, bit = HEADER_SIZE + (frame >> 3), 1 << (frame & 7)
                     byte = self._map[position]
                     if byte & bit:
                         self._map[position] = byte & ~bit
                         self._count -= 1
-                kept = self._map[_HEADER.size :]
+                kept = self._map[HEADER_SIZE :]
             synced = self._read("synced", None)
             if synced is not None:
                 remaining = bytes(old & new for old, new in zip(synced, kept, strict=True))
@@ -114,7 +115,7 @@ class ReadyMap:
         """In place, for a full disk has no room for another file. Torn by a crash, it is right too: old bits are of
         frames that have not gone yet."""
         with (self._directory / "synced").open("r+b") as stream:
-            stream.seek(_HEADER.size)
+            stream.seek(HEADER_SIZE)
             stream.write(bits)
             stream.flush()
             os.fdatasync(stream.fileno())
@@ -125,7 +126,7 @@ class ReadyMap:
             with self._lock:
                 if self._closed:
                     return
-                bits = self._map[_HEADER.size :]
+                bits = self._map[HEADER_SIZE :]
                 self._dirty = False
             try:
                 if data is not None:
@@ -155,12 +156,12 @@ class ReadyMap:
             data = (self._directory / name).read_bytes()
         except FileNotFoundError:
             return None
-        if len(data) != _HEADER.size + (self.frames + 7) // 8:
+        if len(data) != HEADER_SIZE + (self.frames + 7) // 8:
             return None
         magic, written_in, frames = _HEADER.unpack_from(data)
         if magic != _MAGIC or frames != self.frames or (boot is not None and written_in != boot):
             return None
-        bits = data[_HEADER.size :]
+        bits = data[HEADER_SIZE :]
         if self.frames % 8 and bits[-1] >> (self.frames % 8):
             return None
         return bits
