@@ -41,14 +41,14 @@ MOUNTS = (
 SETTINGS = Path("/run/rig-boot.json")
 PATIENCE = 30  # seconds until what a part left behind has to be gone
 UNITS = Path("/etc/systemd/system")
-# Of a machine with hardware, users and a network to set up; seconds each, under emulation.
-UNWANTED = (
-    "apparmor console-setup e2scrub_reap keyboard-setup kmod-static-nodes ldconfig networking systemd-binfmt "
-    "systemd-boot-system-token systemd-firstboot systemd-hwdb-update systemd-machine-id-commit systemd-modules-load "
-    "systemd-networkd systemd-pstore systemd-random-seed systemd-remount-fs systemd-sysctl systemd-sysusers "
-    "systemd-timesyncd systemd-tmpfiles-setup-dev systemd-udev-trigger systemd-udevd systemd-update-done "
-    "systemd-update-utmp"
-)
+# What systemd starts here. All else is of a machine with hardware, users and a network: seconds each, under emulation.
+WANTED = {
+    "sysinit": ("systemd-journald.service", "systemd-tmpfiles-setup.service"),
+    "sockets": ("systemd-journald.socket", "systemd-journald-dev-log.socket", "dbus.socket"),
+    "timers": (),
+    "local-fs": (),
+}
+SYSTEMD = Path("/lib/systemd")
 SERVICE = """[Unit]
 Description=The scenario
 DefaultDependencies=no
@@ -220,7 +220,7 @@ def prepare_process(settings: dict) -> None:
     if not settings["native"]:
         network()
     if settings["product"]:
-        __import__("product").load()
+        __import__("product").load(settings["native"] or settings["systemd"])
 
 
 def logs(task: dict) -> str:
@@ -249,9 +249,14 @@ def be_systemd() -> None:
     init = HERE / "init.py"
     (UNITS / "rig.service").write_text(SERVICE.format(python=sys.executable, init=init))
     (UNITS / "rig.target").write_text("[Unit]\nRequires=basic.target rig.service\nAfter=basic.target\n")
-    for name in UNWANTED.split():
-        (UNITS / f"{name}.service").unlink(missing_ok=True)
-        (UNITS / f"{name}.service").symlink_to("/dev/null")
+    mount("tmpfs", str(SYSTEMD / "system-generators"), "tmpfs")
+    for target, names in WANTED.items():
+        for place in (UNITS, SYSTEMD / "system"):
+            wants = place / f"{target}.target.wants"
+            wants.mkdir(exist_ok=True)
+            mount("tmpfs", str(wants), "tmpfs")
+        for name in names:
+            (wants / name).symlink_to(SYSTEMD / "system" / name)
     Path("/etc/fstab").write_text("")
     Path("/.dockerenv").unlink(missing_ok=True)  # of the host, if it is a container: systemd would believe it
     Path("/etc/machine-id").write_text("0123456789abcdef0123456789abcdef\n")

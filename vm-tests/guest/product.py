@@ -14,6 +14,7 @@ import time
 import traceback
 from pathlib import Path
 
+import forks
 from lib import DISK, Failure, expect, wait_for
 
 ROOT = DISK / "loader"
@@ -23,17 +24,20 @@ ENVIRONMENT = {"EROFS_LOADER_ROOT": str(ROOT), "EROFS_LOADER_SOCKET": str(SOCKET
 LOG = Path("/run/disk/serve.log")
 
 
-def load():
+def load(native):
     """Import what the program's commands import, for all the forks to come."""
     for name in ("loader", "loader_client", "loader_serve"):
         importlib.import_module(f"loader.cli.{name}")
+    if not native:
+        forks.load()
+        forks.use()
 
 
 class Program:
     """`erofs-loader WORDS` in a process of its own, with its output in files.
 
-    A fork of this process, which has imported the program: under emulation every start of Python takes seconds. What
-    the program itself starts (the keeper, the nursery) starts as it always does.
+    A fork of this process, which has imported the program: under emulation every start of Python takes seconds. So is
+    what the program itself starts (forks.py), but on the host's own kernel.
     """
 
     def __init__(self, words, out, err):

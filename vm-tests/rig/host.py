@@ -1,7 +1,7 @@
 """The host's side of a run: one folder, one network of its own; images are made once for all cells and lanes.
 
 A lane plays one scenario after the other, with a registry that it can stop; the lanes' registries share their store.
-Scenarios that need a single ordinary boot share one, each with its own disk, result and limit.
+The first boots of a cell's scenarios are one, unless systemd is in it; each has its own disk, result and limit.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from typing import Any, TypeVar
 
 from rig import disk, machine
 from rig.registry import PORT, Registry
-from rig.table import HERE, Image
+from rig.table import HERE, Image, Kernel
 
 REPOSITORY = HERE.parent
 T = TypeVar("T")
+Place = tuple[str, str, str]  # a kernel's name, a plane, a form
 sys.path.append(str(REPOSITORY))  # for bench.link
 
 
@@ -144,57 +145,79 @@ def scenarios() -> dict[str, ModuleType]:
     return {name: importlib.import_module(f"scenarios.{name}") for name in names}
 
 
-def fits(scenario: ModuleType, cell: Cell) -> bool:
-    """Whether the scenario says that it is for such a cell (`PLANES`, by default both; `FORMS`; `NATIVE`; `ONCE`)."""
-    if cell.native and not getattr(scenario, "NATIVE", True):
-        return False
-    first = (cell.plane, cell.form) == cell.image.kernel.cells[0]
-    if getattr(scenario, "ONCE", False) and not first and not cell.native:
+def fits(scenario: ModuleType, kernel: Kernel, plane: str, form: str) -> bool:
+    """Whether the scenario says that it is for such a cell (`PLANES`, by default both; `FORMS`; `NATIVE`)."""
+    if kernel.origin == "host" and not getattr(scenario, "NATIVE", True):
         return False
     planes = getattr(scenario, "PLANES", ("cachefiles", "fanotify"))
-    forms = getattr(scenario, "FORMS", (cell.form,))
-    return cell.plane in planes and cell.form in forms
+    return plane in planes and form in getattr(scenario, "FORMS", (form,))
+
+
+def place(scenario: ModuleType, kernel: Kernel, plane: str, form: str, kernels: dict[str, Kernel]) -> Place:
+    """Where the scenario is played for that cell: there, unless once for each kernel, or for each plane, is enough.
+
+    With `ONCE = "kernel"` that is the kernel's first cell, with `ONCE = "plane"` the first of the last kernel that has
+    the plane. What the host's own kernel does is always played.
+    """
+    once = getattr(scenario, "ONCE", None)
+    if once is None or kernel.origin == "host":
+        return kernel.name, plane, form
+    if once == "kernel":
+        return kernel.name, *kernel.cells[0]
+    having = [other for other in kernels.values() if other.origin != "host" and other.cell_of(plane)]
+    return having[-1].name, *(having[-1].cell_of(plane) or (plane, form))
 
 
 def shares_a_boot(scenario: ModuleType, cell: Cell) -> bool:
-    """Whether it can be played in one boot with others: it needs a single ordinary one."""
-    return len(scenario.BOOTS) == 1 and not getattr(scenario, "SYSTEMD", False) and not cell.native
+    """Whether its first boot can be one with others: it is an ordinary one."""
+    return not getattr(scenario, "SYSTEMD", False) and not cell.native
 
 
 def play(host: Host, scenario: ModuleType, cell: Cell) -> Result:
     """Run a scenario's boots in a cell, one after the other on one disk, until one does not pass."""
-    scratch = _scratch(host, scenario, cell)
-    with _playing(host, scenario, cell) as result:
+    result = _result(scenario, cell)
+    _play_boots(host, scenario, cell, result, _scratch(host, scenario, cell), scenario.BOOTS)
+    return result
+
+
+def _play_boots(
+    host: Host, scenario: ModuleType, cell: Cell, result: Result, scratch: Path, functions: tuple[str, ...]
+) -> None:
+    """Each of the functions in a boot of its own."""
+    with _playing(host, result):
         task = _task(host, scenario, cell)
-        for function in scenario.BOOTS:
+        for function in functions:
             systemd, product = getattr(scenario, "SYSTEMD", False), getattr(scenario, "PRODUCT", True)
             boot = machine.Boot(cell.image, scratch.parent / function, (scratch,), systemd, product)
             with machine.Machine(boot) as guest:
                 guest.await_ready()
                 _part(host, scenario, result, guest, {**task, "function": function}, scratch)
-                if result.outcome == "passed" and function != scenario.BOOTS[-1]:
+                if result.outcome == "passed" and function != functions[-1] and guest.running:
+                    guest.await_ready()
                     guest.power_off()
                 result.cpu_seconds = round(result.cpu_seconds + guest.cpu_seconds, 1)
             if result.outcome != "passed":
                 break
     scratch.unlink()
-    return result
 
 
 def play_together(host: Host, chosen: list[ModuleType], cell: Cell) -> Iterator[Result]:
-    """The results of scenarios that share a boot. After one that did not pass the rest is played in another boot."""
-    disks = [_scratch(host, scenario, cell) for scenario in chosen]
-    left = list(zip(chosen, disks, strict=True))
+    """The results of scenarios whose first boot is one. After one that did not pass the rest is played in another boot.
+
+    Those that have more boots get them afterwards, each its own.
+    """
+    left = [(scenario, _scratch(host, scenario, cell)) for scenario in chosen]
     while left:
+        reboots: list[tuple[ModuleType, Result, Path]] = []
         product = any(getattr(scenario, "PRODUCT", True) for scenario, _ in left)
-        boot = machine.Boot(
-            cell.image, left[0][1].parent / "boot", tuple(scratch for _, scratch in left), product=product
-        )
+        disks = tuple(scratch for _, scratch in left)
+        boot = machine.Boot(cell.image, disks[0].parent / "boot", disks, product=product)
         with contextlib.ExitStack() as stack:
             passed, guest, used = True, None, 0.0
             while left and passed:
-                scenario, scratch = left[0]
-                with _playing(host, scenario, cell) as result:
+                scenario, scratch = left.pop(0)
+                result = _result(scenario, cell)
+                with _playing(host, result):
                     if guest is None:  # a machine that does not boot is the first one's loss
                         guest = stack.enter_context(machine.Machine(boot))
                         guest.await_ready()
@@ -202,11 +225,17 @@ def play_together(host: Host, chosen: list[ModuleType], cell: Cell) -> Iterator[
                     _part(host, scenario, result, guest, task, scratch)
                 used, result.cpu_seconds = _since(guest, used)
                 passed = result.outcome == "passed"
-                left.pop(0)
-                yield result
-                passed = passed and (not left or _clean(guest, result))
-        for scratch in boot.disks[: len(boot.disks) - len(left)]:
-            scratch.unlink()
+                if passed and scenario.BOOTS[1:]:
+                    reboots.append((scenario, result, scratch))
+                else:
+                    scratch.unlink()
+                    yield result
+                passed = passed and guest is not None and (not (left or reboots) or _clean(guest, result))
+            if guest and passed and reboots:
+                guest.power_off()
+        for scenario, result, scratch in reboots:
+            _play_boots(host, scenario, cell, result, scratch, scenario.BOOTS[1:])
+            yield result
 
 
 def _since(guest: machine.Machine | None, used: float) -> tuple[float, float]:
@@ -225,20 +254,23 @@ def _clean(guest: machine.Machine, result: Result) -> bool:
     return True
 
 
+def _result(scenario: ModuleType, cell: Cell) -> Result:
+    return Result(cell.image.kernel.name, "", cell.plane, cell.form, _name(scenario), "passed", 0.0, commit=commit())
+
+
 @contextlib.contextmanager
-def _playing(host: Host, scenario: ModuleType, cell: Cell) -> Iterator[Result]:
-    """The result of a scenario; what the body raises is an outcome."""
-    result = Result(cell.image.kernel.name, "", cell.plane, cell.form, _name(scenario), "passed", 0.0, commit=commit())
+def _playing(host: Host, result: Result) -> Iterator[None]:
+    """While a scenario is played: what the body raises is its outcome."""
     started = time.monotonic()
     try:
-        yield result
+        yield
     except machine.LostVM as error:
         result.outcome, result.message = "lost", str(error)
     except Exception as error:  # the host's own part
         result.outcome, result.message = "failed", f"host: {type(error).__name__}: {error}"
     finally:
         host.end_scenario()
-        result.seconds = round(time.monotonic() - started, 1)
+        result.seconds = round(result.seconds + time.monotonic() - started, 1)
 
 
 def _task(host: Host, scenario: ModuleType, cell: Cell) -> dict[str, Any]:

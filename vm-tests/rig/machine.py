@@ -147,13 +147,16 @@ class Machine:
         late = "out of time" if time.monotonic() >= deadline else "the VM ended"
         raise LostVM(f"{late} without a result; console in {self._boot.folder / 'console.log'}")
 
+    @property
+    def running(self) -> bool:
+        """Whether nothing has ended it yet."""
+        return self._child.poll() is None
+
     def power_off(self) -> None:
-        """In order: what was written is on the disks afterwards."""
-        if self._child.poll() is None:
-            self.await_ready()
-            self._send({})
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._child.wait(15)
+        """In order, once it is ready: what was written is on the disks afterwards."""
+        self._send({})
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(15)
 
     def _note_time(self) -> None:
         with contextlib.suppress(OSError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rig.host import scenarios, title
+from rig.host import fits, place, scenarios, title
 from rig.table import Kernel
 
 HEAD = """# Kernels
@@ -14,7 +14,7 @@ of `vm-tests/kernels.toml` under QEMU, runs every scenario in every cell (a plan
 *host* is the kernel of the machine that ran it, without QEMU. A time is that of the whole scenario, with its own boots;
 of scenarios that share a boot the first one has it in its time. The machines are emulated and several ran at once, so
 it says nothing about speed. *Lost* is a machine that ended without an answer; it is neither passed nor failed. An empty
-place: the scenario is not for that cell, or is played once a kernel (boot, container, probe, systemd_unit).
+place: the scenario is not for that cell. Of what is played once a kernel, or once a plane, the other cells say where.
 
 With `--merge` a result stays until its scenario is run again in its cell, so the page may hold results of several runs
 and commits: the last table says which. Of a scenario that failed and was run again only the later result is here.
@@ -55,7 +55,7 @@ def page(results: Results, kernels: dict[str, Kernel]) -> str:
     """The whole page, Markdown."""
     parts = [
         HEAD,
-        _matrix(results),
+        _matrix(results, kernels),
         _titles(results),
         _kernels(results, kernels),
         _facts(results),
@@ -65,20 +65,34 @@ def page(results: Results, kernels: dict[str, Kernel]) -> str:
     return "\n".join(parts)
 
 
-def _matrix(results: Results) -> str:
+def _matrix(results: Results, kernels: dict[str, Kernel]) -> str:
     cells = list(dict.fromkeys((r["kernel"], r["plane"], r["form"]) for r in results))
     names = sorted({r["scenario"] for r in results})
     found = {_key(result): result for result in results}
     head = "| scenario | " + " | ".join(f"{kernel}<br>{plane}, {form}" for kernel, plane, form in cells) + " |"
     rows = [head, "|---|" + "---|" * len(cells)]
     for name in names:
-        rows.append(f"| {name} | " + " | ".join(_place(found.get((*cell, name))) for cell in cells) + " |")
+        places = (_place(found, name, kernels[cell[0]], *cell[1:], kernels) for cell in cells)
+        rows.append(f"| {name} | " + " | ".join(places) + " |")
     return "## The matrix\n\n" + "\n".join(rows) + "\n"
 
 
-def _place(result: dict[str, Any] | None) -> str:
+def _place(
+    found: dict[tuple[str, str, str, str], dict[str, Any]],
+    name: str,
+    kernel: Kernel,
+    plane: str,
+    form: str,
+    kernels: dict[str, Kernel],
+) -> str:
+    """What one cell says of a scenario."""
+    result = found.get((kernel.name, plane, form, name))
     if result is None:
-        return ""
+        scenario = scenarios().get(name)
+        if scenario is None or not fits(scenario, kernel, plane, form):
+            return ""
+        other = place(scenario, kernel, plane, form, kernels)
+        return f"on {other[0]}, {other[2]}" if (*other, name) in found else ""
     if result["outcome"] == "passed":
         return f"passed, {result['seconds']:.0f} s"
     return f"**{result['outcome']}**: {result['message'].splitlines()[0][:120]}".replace("|", "\\|")

@@ -23,6 +23,10 @@ class Kernel:
     cells: tuple[tuple[str, str], ...]
     root: str
 
+    def cell_of(self, plane: str) -> tuple[str, str] | None:
+        """Its first cell of that plane."""
+        return next((cell for cell in self.cells if cell[0] == plane), None)
+
     def fragment(self) -> str:
         """The config fragments in order."""
         return "".join((HERE / "config" / name).read_text() for name in self.config)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 IMAGES = ("debian",)
-ONCE = True
+ONCE = "kernel"
 BOOTS = ("runs",)
 LIMIT = 480
 

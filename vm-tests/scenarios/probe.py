@@ -3,7 +3,7 @@
 import json
 
 PLANES = ("cachefiles", "fanotify", "none")
-ONCE = True
+ONCE = "kernel"
 BOOTS = ("probe",)
 
 

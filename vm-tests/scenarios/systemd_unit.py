@@ -6,7 +6,7 @@ from pathlib import Path
 
 SYSTEMD = True
 NATIVE = False
-ONCE = True
+ONCE = "plane"
 BOOTS = ("under_load", "after_reboot")
 LIMIT = 480
 EXPOSURE = 3.0
