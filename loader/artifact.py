@@ -9,6 +9,7 @@ layers        the data blobs in the order of the device slots, then the content 
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,7 @@ INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 EMPTY_CONFIG = b"{}"
 # The payload's size once decompressed: a node refuses a stream that gives more.
 PAYLOAD_SIZE_ANNOTATION = "org.erofs-ondemand.payload-size"
+EMBEDDED_MAX = 8192  # bytes of a payload that the manifest brings along: less than a round trip costs
 MAX_BLOB_SIZE = 1 << 63  # what sizes are kept in, here and in the Go of registries
 INODES_ANNOTATION = "org.erofs-ondemand.inodes"
 # What the image's start reads, as its builder knows it (erofs_builder/frame_list.py).
@@ -118,6 +120,8 @@ def descriptor_to_json(descriptor: Descriptor) -> dict[str, Any]:
         document["annotations"] = dict(sorted(descriptor.annotations.items()))
     if descriptor.platform:
         document["platform"] = descriptor.platform
+    if descriptor.data is not None:
+        document["data"] = base64.b64encode(descriptor.data).decode()
     return document
 
 
@@ -129,15 +133,28 @@ def descriptor_from_json(document: Any) -> Descriptor:
             raise ArtifactError(f"malformed descriptor: size {size!r}")
         if not isinstance(platform, dict | None) or not isinstance(artifact_type, str | None):
             raise ArtifactError("malformed descriptor: its platform is not an object or its artifactType not a string")
+        digest = Digest.parse(document["digest"])
         return Descriptor(
             media_type=str(document["mediaType"]),
-            digest=Digest.parse(document["digest"]),
+            digest=digest,
             size=size,
             annotations=_annotations(document),
             artifact_type=artifact_type,
             platform=platform,
+            data=_embedded(document.get("data"), digest, size),
         )
     except FormatError as error:
         raise ArtifactError(str(error)) from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(f"malformed descriptor: {error!r}") from None
+
+
+def _embedded(text: Any, digest: Digest, size: int) -> bytes | None:
+    """The content that a descriptor brings along; None if there is none, or it is not what the descriptor speaks of."""
+    if not isinstance(text, str) or size > EMBEDDED_MAX:
+        return None
+    try:
+        data = base64.b64decode(text, validate=True)
+    except ValueError:
+        return None
+    return data if len(data) == size and Digest.of(data) == digest else None

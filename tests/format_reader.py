@@ -6,6 +6,7 @@ page states. `tests/format_tree.py` continues with the EROFS metadata.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import json
@@ -30,6 +31,7 @@ ARTIFACT_TYPE = PREFIX + "image.v1+json"
 BLOB_TYPE = PREFIX + "blob.v1+zstd"
 CONTENTS_TYPE = PREFIX + "contents.v1+zstd"
 PAYLOAD_TYPES = {form: f"{PREFIX}metadata.{name}.v1+zstd" for form, name in FORMS.items()}
+MAX_EMBEDDED = 8192  # bytes of a payload that its descriptor brings along
 PAYLOAD_SIZE = "org.erofs-ondemand.payload-size"
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
@@ -401,6 +403,9 @@ def read_artifact(layout: Layout, descriptor: dict[str, Any]) -> Artifact:
 
 
 def _read_payload(layout: Layout, descriptor: dict[str, Any], form: int) -> Payload:
+    if "data" in descriptor:
+        require(descriptor["size"] <= MAX_EMBEDDED, "artifact: data of a payload that is not small")
+        require(base64.b64decode(descriptor["data"]) == layout.read(descriptor), "artifact: data is not the payload")
     stated = descriptor.get("annotations", {}).get(PAYLOAD_SIZE, "")
     require(stated.isascii() and stated.isdecimal(), "artifact: payload-size")
     data = decompress(layout.read(descriptor), min(int(stated), MAX_DECOMPRESSED))

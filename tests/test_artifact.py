@@ -11,7 +11,7 @@ import zstandard
 from erofs_builder.digest import Digest
 from erofs_builder.errors import ArtifactError
 from erofs_builder.payload import Form
-from loader.artifact import ARTIFACT_TYPE, BLOB_TYPE, CONTENTS_TYPE, METADATA_TYPES, Artifact
+from loader.artifact import ARTIFACT_TYPE, BLOB_TYPE, CONTENTS_TYPE, EMBEDDED_MAX, METADATA_TYPES, Artifact
 from loader.convert.load import decompress, load_payload
 from loader.errors import NotFoundError
 from loader.registry.base import Descriptor
@@ -43,6 +43,28 @@ def test_round_trip() -> None:
 def test_bytes_do_not_change_silently() -> None:
     # Published artifacts are found by this digest: another encoder would publish every image anew.
     assert str(Digest.of(FULL.encode())) == GOLDEN
+
+
+def _embedding(data: bytes, text: Any = None) -> Artifact:
+    """An artifact as read whose payload's descriptor brings `data` along, or `text` in its place."""
+    stored = Descriptor(METADATA_TYPES[Form.ENCODED], Digest.of(data), len(data), data=data)
+    document = json.loads(Artifact([], {Form.ENCODED: stored}).encode())
+    if text is not None:
+        document["layers"][0]["data"] = text
+    return Artifact.decode(json.dumps(document).encode())
+
+
+def test_a_small_payload_comes_along() -> None:
+    assert _embedding(b"payload").metadata[Form.ENCODED].data == b"payload"
+    assert _embedding(bytes(EMBEDDED_MAX)).metadata[Form.ENCODED].data == bytes(EMBEDDED_MAX)
+    assert _embedding(bytes(EMBEDDED_MAX + 1)).metadata[Form.ENCODED].data is None
+
+
+@pytest.mark.parametrize("text", ["", "cGF5bG9hZA", "cGF5bG9hZB0=", "cGF5bG9hZGU=", "?", "é", 5, ["cGF5bG9hZA=="]])
+def test_what_is_not_the_payload_is_not_taken_for_it(text: Any) -> None:
+    artifact = _embedding(b"payload", text)
+    assert artifact.metadata[Form.ENCODED].data is None
+    assert artifact.metadata[Form.ENCODED].digest == Digest.of(b"payload")
 
 
 def test_unknown_layers_are_passed_over() -> None:

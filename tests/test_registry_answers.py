@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -59,6 +60,12 @@ def test_range() -> None:
     assert transport.lines == [f"GET {BLOB_URL}"]
     assert transport.requests[0].headers["Range"] == "bytes=100-149"
     assert transport.responses[0].closed
+
+
+def test_a_blob_that_its_descriptor_brings_along_is_not_asked_for() -> None:
+    registry, transport = client(ranged)
+    assert registry.blob(replace(DESCRIPTOR, data=BLOB)) == BLOB
+    assert transport.lines == []
 
 
 def test_range_ignored() -> None:

@@ -22,6 +22,7 @@ from erofs_builder.tree import flatten
 from loader.artifact import (
     BLOB_TYPE,
     CONTENTS_TYPE,
+    EMBEDDED_MAX,
     INODES_ANNOTATION,
     METADATA_TYPES,
     PAYLOAD_SIZE_ANNOTATION,
@@ -123,4 +124,6 @@ def _describe_blob(blob: Blob) -> Descriptor:
 
 def _describe_payload(form: Form, data: bytes) -> Descriptor:
     size = zstandard.frame_content_size(data)
-    return Descriptor(METADATA_TYPES[form], Digest.of(data), len(data), {PAYLOAD_SIZE_ANNOTATION: str(size)})
+    annotations = {PAYLOAD_SIZE_ANNOTATION: str(size)}
+    embedded = data if len(data) <= EMBEDDED_MAX else None
+    return Descriptor(METADATA_TYPES[form], Digest.of(data), len(data), annotations, data=embedded)

@@ -29,6 +29,7 @@ class Descriptor:
     annotations: dict[str, str] = field(default_factory=dict)
     artifact_type: str | None = None
     platform: dict[str, Any] | None = None
+    data: bytes | None = None  # the content itself, where the descriptor brings it along
 
 
 class ImageSource(Protocol):

@@ -82,6 +82,8 @@ class Registry:
 
     def blob(self, descriptor: Descriptor) -> bytes:
         """A small blob's bytes, whole and verified."""
+        if descriptor.data is not None:  # held against the digest where the descriptor was read
+            return descriptor.data
         if descriptor.size == 0:
             descriptor.digest.verify(b"", f"{self}@{descriptor.digest}")
             return b""
