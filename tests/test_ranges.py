@@ -1,4 +1,4 @@
-"""Range requests over kept sockets, against servers that send what a table says."""
+"""GET over kept sockets, against servers that send what a table says."""
 
 from __future__ import annotations
 
@@ -182,6 +182,31 @@ def test_what_is_left_of_a_short_answer_is_read_and_of_a_long_one_not(servers: l
         assert answer is not None
         answer.close()
         assert server.connections == connections
+
+
+def _document(transport: PooledTransport, server: Server) -> bytes:
+    response = transport.send(HttpRequest("GET", f"http://127.0.0.1:{server.port}/v2/a/manifests/1", {"Accept": "x/y"}))
+    try:
+        return bytes(response.read())
+    finally:
+        response.close()
+
+
+def test_documents_come_over_the_same_connections(servers: list[Server]) -> None:
+    servers.append(server := Server(*[b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"] * 3))
+    transport = PooledTransport(RegistryConfig(insecure=True))
+    assert [_document(transport, server) for _ in range(3)] == [b"hello"] * 3
+    assert server.connections == 1 and b"\r\nAccept: x/y\r\n" in server.requests[0]
+    transport.close()
+
+
+def test_a_server_that_answers_documents_oddly_is_asked_twice_but_once(servers: list[Server]) -> None:
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+    servers.append(server := Server(*[chunked] * 4))
+    transport = PooledTransport(RegistryConfig(insecure=True))
+    assert [_document(transport, server) for _ in range(3)] == [b"hello"] * 3
+    assert len(server.requests) == 4
+    transport.close()
 
 
 def test_nobody_listens() -> None:

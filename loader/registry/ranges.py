@@ -1,4 +1,4 @@
-"""Range requests over kept sockets: a reader waits for each, so this is HTTP/1.1 with as little around it as can be.
+"""GET over kept sockets: a reader, or a mount, waits for each, so this is HTTP/1.1 with as little around it as can be.
 
 `RangePool.send` returns None for whatever is out of the ordinary (an odd URL or header, an answer of unknown length or
 one that cannot be parsed): the caller asks the general client again, and its word counts.

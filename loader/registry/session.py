@@ -1,4 +1,5 @@
-"""Documents, tokens and uploads over `requests`: one session, an adapter mounted for each host.
+"""Uploads, and documents and tokens of servers that are out of the ordinary, over `requests`: one session, an adapter
+mounted for each host.
 
 Only the pooling, the proxies and the sending are its part. What it would do on its own - redirects, cookies, .netrc,
 another list of CAs, a proxy of its choice - is off, so that both ways of a transport behave alike.

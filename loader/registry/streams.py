@@ -83,6 +83,10 @@ class VerifyingReader(io.RawIOBase):
             raise IntegrityError(f"{self._what}: longer than the {self._size} bytes of its descriptor")
         return data
 
+    def readall(self) -> bytes:
+        """All that is left, as a buffered stream asks for it."""
+        return b"".join(iter(self.read, b""))
+
     def _next(self, amount: int) -> bytes:
         while True:
             try:

@@ -3,8 +3,9 @@
 A transport sends one request and returns the answer as it came: it follows no redirect, repeats nothing that could
 have had an effect, and adds no credentials. Errors never quote a query string (signed URLs carry secrets there).
 
-Ranges of blobs go over kept sockets (ranges.py), through urllib3 where there is a proxy or anything else out of the
-ordinary; everything else through `requests`, which session.py imports when it is first needed.
+What is only asked for goes over kept sockets (ranges.py). Where there is a proxy or anything else out of the ordinary,
+ranges go through urllib3, and documents, like all that is sent, through `requests`, which session.py imports when it is
+first needed.
 """
 
 from __future__ import annotations
@@ -107,6 +108,7 @@ class PooledTransport:
         self._lock = threading.Lock()
         self._pools: dict[tuple[str, str], urllib3.PoolManager] = {}
         self._range_pools: dict[tuple[str, str], RangePool | None] = {}
+        self._odd = set[tuple[str, str]]()  # servers that do not say beforehand how long a document is
         self._session: DocumentSession | None = None
 
     def send(self, request: HttpRequest) -> HttpResponse:
@@ -135,10 +137,13 @@ class PooledTransport:
     def _send(self, request: HttpRequest) -> HttpResponse:
         headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **request.headers}
         with mapped_errors(request.url):
-            if "Range" not in headers:
+            ranged = "Range" in headers
+            if request.method == "GET" and request.body is None:
+                answer = self._get(request.url, headers, ranged)
+                if answer is not None:
+                    return answer
+            if not ranged:
                 return _PooledResponse(self._documents().send(request, headers), request.url)
-            if request.method == "GET" and (answer := self._send_range(request.url, headers)) is not None:
-                return answer
             raw = self._pool(request.url).request(
                 request.method,
                 request.url,
@@ -151,10 +156,15 @@ class PooledTransport:
             )
             return _PooledResponse(raw, request.url)
 
-    def _send_range(self, url: str, headers: dict[str, str]) -> RangeResponse | None:
-        """The answer over a kept socket; None where urllib3 has to be asked."""
+    def _get(self, url: str, headers: dict[str, str], ranged: bool) -> RangeResponse | None:
+        """The answer over a kept socket; None where a general client has to be asked.
+
+        A server that once answered a document's request in an odd way would be asked twice for each: it is not.
+        """
         parts = split_url(url)
         key = (parts.scheme, parts.netloc)
+        if not ranged and key in self._odd:
+            return None
         try:
             pool = self._range_pools[key]
         except KeyError:
@@ -163,9 +173,12 @@ class PooledTransport:
             return None
         shown = f"{parts.scheme}://{parts.netloc}{parts.path}"
         try:
-            return pool.send(f"{parts.path}?{parts.query}" if parts.query else parts.path, headers, shown)
+            answer = pool.send(f"{parts.path}?{parts.query}" if parts.query else parts.path, headers, shown)
         except ssl.SSLError as error:
             raise _tls_error(shown, error) from None
+        if answer is None and not ranged:
+            self._odd.add(key)
+        return answer
 
     def _add_range_pool(self, key: tuple[str, str], parts: SplitResult, url: str) -> RangePool | None:
         settings, pool = self._settings(url), None
