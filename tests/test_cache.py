@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -225,6 +226,23 @@ def test_records_survive(tmp_path: Path) -> None:
     assert state.mounts() == []
     assert state.mounted_blobs() == set()
     assert state.referenced() == set()
+
+
+def test_records_that_need_not_be_synced_are_so_with_the_next_that_must(tmp_path: Path) -> None:
+    def synchronous() -> int:
+        return int(state._db.execute("PRAGMA synchronous").fetchone()[0])
+
+    state = State(tmp_path / "state.db")
+    assert synchronous() == 2  # FULL
+    state.add_image(_image(1, ()), Form.ENCODED, Digest.of(b""))
+    assert synchronous() == 2
+    nothing: Any = None
+    with pytest.raises(AttributeError):
+        state.add_image(_image(2, ((nothing, nothing),)), nothing, nothing)
+    assert synchronous() == 2
+    state.touch_image(_image(1, ()).digest)
+    (image,) = state.images()
+    assert image.used > image.added
 
 
 def test_a_name_moves_to_the_newer_image(tmp_path: Path) -> None:

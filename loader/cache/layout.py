@@ -86,7 +86,6 @@ class Layout:
 
 def replace_file(path: Path, data: bytes, tmp: Path, *, durable: bool = True) -> None:
     """Write a file so that after a crash either the old or the new one is there, whole (of a `durable` one)."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = tmp / f"{os.getpid()}-{os.urandom(6).hex()}"
     try:
         with temporary.open("xb") as stream:
@@ -94,11 +93,16 @@ def replace_file(path: Path, data: bytes, tmp: Path, *, durable: bool = True) ->
             if durable:
                 stream.flush()
                 os.fsync(stream.fileno())
-        temporary.rename(path)
+        try:
+            temporary.rename(path)
+        except FileNotFoundError:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            temporary.rename(path)
         if durable:
             sync_directory(path.parent)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
 
 
 def sync_directory(path: Path) -> None:

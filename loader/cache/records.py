@@ -40,8 +40,12 @@ def open_state(layout: Layout) -> State:
     return state
 
 
-def write_record(layout: Layout, state: State, image: Digest) -> None:
-    """Write what the database knows of an image next to its payload."""
+def write_record(layout: Layout, state: State, image: Digest, *, durable: bool = False) -> None:
+    """Write what the database knows of an image next to its payload.
+
+    Mostly not synced, for the database is: what a crash of the machine takes away, or tears, is missed only where the
+    database is lost with it. The image is then fetched again.
+    """
     record = state.image(image)
     if record is None:
         return
@@ -54,7 +58,7 @@ def write_record(layout: Layout, state: State, image: Digest) -> None:
         "payloads": {form.value: str(sha256) for form, sha256 in state.payloads(image).items()},
         "pinned": record.pinned,
     }
-    replace_file(layout.record(image), json.dumps(document, indent=1).encode(), layout.tmp)
+    replace_file(layout.record(image), json.dumps(document).encode(), layout.tmp, durable=durable)
 
 
 def _put_aside(database: Path) -> None:

@@ -119,22 +119,32 @@ class State:
         self._db.close()
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+        """One that is not durable survives a crash of the machine only if a later one that is has come to its end."""
         with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
+            if not durable:
+                self._db.execute("PRAGMA synchronous = NORMAL")
             try:
-                yield self._db
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._db
+                except BaseException:
+                    self._db.execute("ROLLBACK")
+                    raise
+                self._db.execute("COMMIT")
+            finally:
+                if not durable:
+                    self._db.execute("PRAGMA synchronous = FULL")
 
     # Images
 
     def add_image(self, record: ImageRecord, form: Form, payload: Digest) -> None:
-        """Record an image whose payload of one form is stored; its name now means this image."""
+        """Record an image whose payload of one form is stored; its name now means this image.
+
+        Not durable: what follows mostly is a mount, whose record is, and this one with it. Else `touch_image`.
+        """
         now, digest = time.time(), str(record.digest)
-        with self._transaction() as db:
+        with self._transaction(durable=False) as db:
             db.execute(
                 "INSERT INTO images VALUES (?, ?, ?, ?, 0, ?, ?) ON CONFLICT (digest) DO UPDATE SET "
                 "name = excluded.name, source = excluded.source, used = excluded.used",
@@ -197,6 +207,11 @@ class State:
         with self._lock:
             rows = self._db.execute("SELECT form, sha256 FROM payloads WHERE image = ?", (str(image),)).fetchall()
         return {Form(form): Digest.parse(sha256) for form, sha256 in rows}
+
+    def touch_image(self, image: Digest) -> None:
+        """This image was used just now, and is to be known after a crash of the machine too."""
+        with self._transaction() as db:
+            db.execute("UPDATE images SET used = ? WHERE digest = ?", (time.time(), str(image)))
 
     def pin_image(self, image: Digest, pinned: bool) -> None:
         with self._transaction() as db:

@@ -41,9 +41,11 @@ class Api:
         """Have an image's metadata here; with cachefiles it can then be mounted by its fsid."""
         chosen = self._form(form)
         record = self._service.images.add(image, chosen)
-        if pinned is not None:
+        if pinned is None:
+            self._service.state.touch_image(record.digest)
+        else:
             self._service.state.pin_image(record.digest, pinned)
-            write_record(self._service.layout, self._service.state, record.digest)
+            write_record(self._service.layout, self._service.state, record.digest, durable=True)
         document = self._image(self._service.images.find(str(record.digest))) | {"form": chosen.value}
         if self._service.plane == "cachefiles":
             document |= {"fsid": image_fsid(record.digest, chosen), "domain_id": self._service.config.domain}
