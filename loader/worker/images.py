@@ -16,6 +16,7 @@ from erofs_builder.errors import ArtifactError, IntegrityError
 from erofs_builder.frames import FrameTable
 from erofs_builder.payload import ALIGNMENT, Form, Payload, decode_payload, device_tag
 from loader.artifact import FOLLOWERS_ANNOTATION, PAYLOAD_SIZE_ANNOTATION, START_ANNOTATION, Artifact
+from loader.cache.claims import LEAST_AHEAD
 from loader.cache.files import store_table
 from loader.cache.layout import Layout, replace_file
 from loader.cache.records import write_record
@@ -117,9 +118,11 @@ class Images:
                 del self._fetching[key]
 
     def _fetch(self, reference: str, name: str, form: Form) -> ImageRecord:
+        """A trace is asked for where it can say something: less than LEAST_AHEAD comes at once, whatever is read."""
         source = self._sources.open(repository(reference))
         descriptor, artifact = find_artifact(source, wanted(reference))
-        trace = self._starts.look_for_trace(source, descriptor.digest)
+        size = sum(blob.size for blob in artifact.blobs)
+        traced = [self._starts.look_for_trace(source, descriptor.digest)] if size > LEAST_AHEAD else []
         if not self._has_payload(descriptor.digest, form):
             metadata = artifact.metadata.get(form)
             if metadata is None:
@@ -127,7 +130,8 @@ class Images:
             if metadata.size > _payload_size(metadata) + ALIGNMENT:
                 raise ArtifactError(f"metadata descriptor: {metadata.size} bytes compressed are more than its content")
             compressed = source.blob(metadata)
-            self._counters.add("fetched_bytes", len(compressed))
+            if metadata.data is None:
+                self._counters.add("fetched_bytes", len(compressed))
             with self._unpacking:
                 data, payload = verified_payload(compressed, metadata, artifact, form)
                 self._store(descriptor.digest, form, data, payload.tables)
@@ -135,14 +139,14 @@ class Images:
             self._starts.remember(descriptor.digest, START, artifact.annotations.get(START_ANNOTATION, ""))
             self._starts.remember(descriptor.digest, FOLLOWERS, artifact.annotations.get(FOLLOWERS_ANNOTATION, ""))
             sha256 = Digest.of(data)
-            wait([trace], TRACE_PATIENCE)  # it was asked for while the metadata came
+            wait(traced, TRACE_PATIENCE)  # it was asked for while the metadata came
         else:
             sha256 = self._state.payloads(descriptor.digest)[form]
         record = ImageRecord(
             descriptor.digest,
             name,
             with_digest(reference, descriptor.digest),
-            sum(blob.size for blob in artifact.blobs),
+            size,
             tuple((blob.digest, blob.size) for blob in artifact.blobs),
         )
         with self._adding:

@@ -14,7 +14,7 @@ from typing import Any
 
 from erofs_builder.errors import FormatError
 from erofs_builder.payload import Form, Payload
-from loader.cache.claims import FlightTable
+from loader.cache.claims import LEAST_AHEAD, FlightTable
 from loader.cache.files import CacheFile
 from loader.cache.layout import Layout
 from loader.cache.records import open_state
@@ -114,7 +114,8 @@ class Service:
         self._stopped = threading.Event()
 
     def _announce(self, payload: Payload) -> None:
-        self.executor.submit(self._learn, payload)
+        if sum(table.blob_size for table in payload.tables) > LEAST_AHEAD:  # less comes at once, hint or not
+            self.executor.submit(self._learn, payload)
 
     def _learn(self, payload: Payload) -> None:
         try:
