@@ -1,5 +1,7 @@
 """The daemon's configuration: defaults < /etc/erofs-loader/config.toml < environment < options.
 
+$EROFS_LOADER_CONFIG, and before it --config, name another file:
+
     root = "/var/lib/erofs-loader"        # cache and records
     socket = "/run/erofs-loader/control.sock"
     plane = "auto"                        # auto, fanotify, cachefiles
@@ -35,6 +37,7 @@ from typing import Any
 from loader.errors import UsageError
 
 DEFAULT_FILE = Path("/etc/erofs-loader/config.toml")
+FILE_VARIABLE = "EROFS_LOADER_CONFIG"
 SETTINGS_VARIABLE = "EROFS_LOADER_SETTINGS"
 DOMAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,99}\Z")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -66,6 +69,7 @@ class Config:
     connections: int = 8
     prefetch_connections: int = 4
     readahead: int = 16 << 20
+    given: tuple[str, ...] = ()  # what the command line said, over whatever the file says later
 
     def encode(self) -> str:
         """The configuration as JSON, for the worker's environment."""
@@ -82,13 +86,15 @@ def load_config(
 ) -> Config:
     """Defaults, then the TOML file, the environment and the options that are not None; UsageError names the culprit."""
     config = Config()
-    path = file or DEFAULT_FILE
-    if file is not None or path.exists():
+    named = file or (Path(environment[FILE_VARIABLE]) if environment.get(FILE_VARIABLE) else None)
+    path = named or DEFAULT_FILE
+    if named is not None or path.exists():
         config = _checked(config, _read_toml(path), str(path))
         config = replace(config, file=path.absolute())
     names = {"root": "EROFS_LOADER_ROOT", "socket": "EROFS_LOADER_SOCKET"}
     config = _checked(config, {k: environment[v] for k, v in names.items() if environment.get(v)}, "environment")
-    return _checked(config, {k: v for k, v in (options or {}).items() if v is not None}, "command line")
+    given = {k: v for k, v in (options or {}).items() if v is not None}
+    return replace(_checked(config, given, "command line"), given=tuple(given))
 
 
 def parse_size(value: int | str) -> int:
@@ -114,20 +120,27 @@ def _read_toml(path: Path) -> dict[str, Any]:
     fetch = document.pop("fetch", {})
     if not isinstance(fetch, dict):
         raise UsageError(f"{path}: fetch must be a table")
-    # Other tables belong to loader.registry.
-    return {**{name: v for name, v in document.items() if not isinstance(v, dict | list)}, **fetch}
+    document.pop("registry", None)  # loader.registry reads it
+    if mistaken := {"file", "given", *(name for name, v in document.items() if isinstance(v, dict))} & {*document}:
+        raise UsageError(f"{path}: unknown setting {', '.join(sorted(mistaken))}")
+    return {**document, **fetch}
 
 
 def _checked(config: Config, values: Mapping[str, Any], where: str) -> Config:
     known = {field.name for field in fields(Config)}
     if unknown := sorted(set(values) - known):
-        raise UsageError(f"{where}: unknown setting {', '.join(unknown)}", hint=f"known: {', '.join(sorted(known))}")
+        settings = sorted(known - {"file", "given"})
+        raise UsageError(f"{where}: unknown setting {', '.join(unknown)}", hint=f"known: {', '.join(settings)}")
     return replace(config, **{name: _converted(name, value, where) for name, value in values.items()})
 
 
 def _converted(name: str, value: Any, where: str) -> Any:
     if name in ("root", "socket", "file"):
+        if not isinstance(value, str | Path | None):
+            raise UsageError(f"{where}: {name} must be a path, not {value!r}")
         return Path(value).absolute() if value not in (None, "None") else None
+    if name == "given":
+        return tuple(value)
     if name in ("quota", "readahead"):
         return None if value is None else parse_size(value)
     if name in _CHOICES and value not in _CHOICES[name]:
@@ -142,10 +155,9 @@ def _converted(name: str, value: Any, where: str) -> Any:
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 3650:
             raise UsageError(f"{where}: scrub_days must be from 0 (never) to 3650, not {value!r}")
         return float(value)
-    if name == "page_domain" and not (isinstance(value, str) and DOMAIN.match(value)):
-        raise UsageError(
-            f"{where}: page_domain is {value!r}", hint="auto, off, or a name of letters, digits, . _ / : and -"
-        )
+    if name in ("domain", "page_domain") and not (isinstance(value, str) and DOMAIN.match(value)):
+        choice = "auto, off, or a name" if name == "page_domain" else "a name"
+        raise UsageError(f"{where}: {name} is {value!r}", hint=f"{choice} of letters, digits, . _ / : and -")
     if name == "insecure" and not isinstance(value, bool):
         raise UsageError(f"{where}: insecure must be true or false, not {value!r}")
     return value

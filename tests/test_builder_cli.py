@@ -115,6 +115,15 @@ def test_exit_codes(layout: Layout, arguments: list[str], code: int) -> None:
         assert error["message_type"] == "exit_error" and error["code"] == code
 
 
+def test_an_error_is_a_line_and_its_remedy_another(layout: Layout) -> None:
+    missing = builder("check", code=2).stderr.splitlines()
+    assert missing == [
+        "error: Missing argument 'REFERENCE'.", "hint: erofs-builder check [OPTIONS] REFERENCE (--help says more)"
+    ]  # fmt: skip
+    nowhere = builder("export", f"oci:{layout.path}:image", "/nowhere/x", code=1).stderr
+    assert nowhere == "error: /nowhere: No such file or directory\n"
+
+
 def test_output_to_a_closed_pipe(layout: Layout) -> None:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     command = [*PROGRAM, "dump", f"oci:{layout.path}:image"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from loader.worker.outages import TRY_AGAIN
-from tests.support.daemon import Daemon, convert, drop_caches, make_tree, read_all, result, start_reader
+from tests.support.daemon import LOADER, Daemon, convert, drop_caches, make_tree, read_all, result, start_reader
 from tests.support.faulty_registry import FaultyRegistry
 from tests.support.registry import docker_registry
 
@@ -169,6 +169,41 @@ def test_prefetch_fetches_all_and_the_rest_is_local(
     registry.off = True
     assert read_all(target) == published[1]
     assert registry.overlaps() == []
+
+
+def test_an_image_that_nothing_has_opened_yet(
+    daemon: Daemon, registry: FaultyRegistry, published: tuple[str, dict[str, str]]
+) -> None:
+    """Its data has no file yet, and there may be metadata only of the form that the daemon does not serve."""
+    (other,) = set(FORMS) - {daemon.command("status")["form"]}
+    daemon.command("add", _image(registry), "--form", other)
+    assert daemon.command("scrub")["skipped"] == []
+    assert daemon.command("prefetch", _image(registry))["finished"]
+    registry.off = True
+    target = daemon.directory / "mnt"
+    target.mkdir()
+    daemon.command("mount", _image(registry), str(target), "--form", other)
+    assert read_all(target) == published[1]
+
+
+def test_a_mistake_in_the_configuration_stops_no_worker(
+    tmp_path: Path, registry: FaultyRegistry, published: tuple[str, dict[str, str]]
+) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text('quota = "1G"\n')
+    with Daemon(tmp_path / "d", command=[*LOADER, "--config", str(file)]) as daemon:
+        target = daemon.mount(_image(registry))
+        for text, quota in (('quota = "2G"\n', 2 << 30), ("quota = [", 2 << 30)):
+            file.write_text(text)
+            worker = daemon.worker()
+            daemon.signal(signal.SIGHUP)
+            until = time.monotonic() + 30
+            while daemon.worker() == worker and time.monotonic() < until:
+                time.sleep(0.05)
+            assert daemon.worker() != worker
+            assert daemon.command("stats")["cache"]["quota_bytes"] == quota
+        assert "the settings stay as they were" in daemon.log.read_text()
+        assert read_all(target) == published[1]
 
 
 def test_removed_images_are_collected(daemon: Daemon, registry: FaultyRegistry) -> None:

@@ -37,6 +37,10 @@ def test_options_beat_environment_beats_file_beats_defaults(tmp_path: Path) -> N
         'quota = "many"',
         'insecure = "yes"',
         "fetch = 3",
+        "root = 3",
+        "domain = 3",
+        'file = "/x"',
+        "[fetsh]\ndeadline = 5",
     ],
 )
 def test_mistakes_in_the_file_are_named(tmp_path: Path, text: str) -> None:
@@ -48,6 +52,14 @@ def test_mistakes_in_the_file_are_named(tmp_path: Path, text: str) -> None:
 def test_a_missing_file_is_an_error_only_if_it_was_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         load_config(tmp_path / "none", {})
+    with pytest.raises(UsageError):
+        load_config(None, {"EROFS_LOADER_CONFIG": str(tmp_path / "none")})
+
+
+def test_the_environment_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("scrub_days = 3")
+    config = load_config(None, {"EROFS_LOADER_CONFIG": str(tmp_path / "c.toml")})
+    assert (config.scrub_days, config.file) == (3, tmp_path / "c.toml")
 
 
 @pytest.mark.parametrize(

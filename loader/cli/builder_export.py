@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -53,6 +54,8 @@ def export_flat(source: ImageSource, artifact: Artifact, form: Form, file: Path,
         assert blob.table is not None
         return source.open_blob(Descriptor(BLOB_TYPE, blob.digest, blob.table.blob_size))
 
+    if not file.absolute().parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file.parent))
     handle, name = tempfile.mkstemp(dir=file.absolute().parent, prefix=f".{file.name}.")
     try:
         with os.fdopen(handle, "wb") as out, progress.task(f"export {file.name}", None) as task:

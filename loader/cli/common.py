@@ -51,8 +51,6 @@ def report(error: Exception, as_json: bool = False) -> int:
     if as_json:
         document = {"message_type": "exit_error", "code": code, "message": message}
         print(json.dumps({**document, "hint": hint} if hint else document), file=sys.stderr)
-    elif isinstance(error, click.ClickException):
-        error.show()
     else:
         print(f"error: {message}", file=sys.stderr)
         if hint:
@@ -64,6 +62,9 @@ def report(error: Exception, as_json: bool = False) -> int:
 
 def explain(error: Exception) -> tuple[int, str, str | None]:
     """Exit code, message and remedy of an error."""
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        usage = " ".join([error.ctx.command_path, *error.ctx.command.collect_usage_pieces(error.ctx)])
+        return error.exit_code, error.format_message(), f"{usage} (--help says more)"
     if isinstance(error, click.ClickException):
         return error.exit_code, error.format_message(), None
     if isinstance(error, LoaderError):

@@ -70,7 +70,9 @@ def client(context: click.Context) -> Client:
 @click.option("--insecure", is_flag=True, help="Accept plain HTTP and unverified TLS from every registry.")
 @click.option("--quota", help="Bytes of cached data, e.g. 20G.")
 @click.option("--deadline", type=float, help="Seconds that a READ is retried before it fails [120].")
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="How much is logged to stderr [info]."
+)
 @click.pass_context
 def serve(context: click.Context, /, insecure: bool, **options: Any) -> None:
     """Run the daemon in the foreground."""
@@ -260,7 +262,7 @@ def scrub(context: click.Context, as_json: bool) -> None:
 @location_options
 @click.argument("image")
 @click.argument("paths", nargs=-1)
-@click.option("--form", type=_FORMS, help="Which form [that which is mounted].")
+@click.option("--form", type=_FORMS, help="Which form [that which is mounted or here].")
 @json_option
 @click.pass_context
 def prefetch(context: click.Context, image: str, paths: tuple[str, ...], form: str | None, as_json: bool) -> None:

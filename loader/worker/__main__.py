@@ -11,19 +11,18 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import replace
 from typing import NoReturn
 
 from loader.cache.layout import Layout
 from loader.config import SETTINGS_VARIABLE, Config, load_config
 from loader.keeper.protocol import CONTROL_FD_ENV, KEEPER_FD_ENV, Kind
-from loader.registry.config import load_registry_config
 from loader.worker.api import Api
 from loader.worker.complaints import open_kernel_log
 from loader.worker.confinement import confine
 from loader.worker.control import ControlServer
 from loader.worker.link import Link, Packet
 from loader.worker.service import Service
+from loader.worker.settings import current_settings
 
 log = logging.getLogger("loader.worker")
 
@@ -53,9 +52,8 @@ def main() -> int:
     first = next(packets, None)
     if first is None:
         return 0
-    registries = load_registry_config(config.file)
-    if config.insecure:
-        registries = replace(registries, insecure=True)
+    config, registries = current_settings(config)
+    logging.getLogger().setLevel(config.log_level.upper())
     service = Service(config, registries, link, _plane(first, config), confinement)
     signal.signal(signal.SIGUSR1, lambda *_: threading.Thread(target=service.log_waiting, name="waiting").start())
     if kernel_log is not None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from erofs_builder.digest import Digest
 from erofs_builder.frame_list import decode_frames
 from erofs_builder.payload import Form
 from loader import __version__
@@ -80,8 +81,7 @@ class Api:
         """Fetch ahead of any reader; reports progress until it is done."""
         service = self._service
         record = service.images.find(image)
-        mounted = [mount.form for mount in service.state.mounts() if mount.image == record.digest]
-        chosen = self._form(form) if form or not mounted else mounted[0]
+        chosen = self._form(form) if form else self._form_at_hand(record.digest)
         return prefetch(record, paths, chosen, service.images, service.mounting, service.flights)
 
     def trace(self, image: str) -> dict[str, Any]:
@@ -186,6 +186,13 @@ class Api:
             return Form(name)
         except ValueError:
             raise UsageError(f"no form {name!r}", hint="encoded or decoded") from None
+
+    def _form_at_hand(self, image: Digest) -> Form:
+        """The form that is mounted, else the daemon's, else the one that there is."""
+        mounted = [mount.form for mount in self._service.state.mounts() if mount.image == image]
+        there = self._service.state.payloads(image)
+        own = self._service.form
+        return mounted[0] if mounted else own if own in there else next(iter(there), own)
 
     def _image(self, image: ImageRecord) -> dict[str, Any]:
         return {

@@ -181,7 +181,9 @@ class Images:
             return path, fresh[1]
         expected = self._state.payloads(image).get(form)
         if expected is None or not path.exists():
-            raise NotFoundError(f"{image}: its {form.value} metadata is not here")
+            raise NotFoundError(
+                f"{image}: its {form.value} metadata is not here", hint=f"erofs-loader add --form {form.value} IMAGE"
+            )
         data = path.read_bytes()
         expected.verify(data, str(path))
         return path, decode_payload(data)

@@ -73,7 +73,7 @@ class Scrubber:
     def _own(self, report: dict[str, Any]) -> Iterator[Checks]:
         """Our own cache files: what is found in each, once it is iterated over."""
         for item in measure(self._layout, self._state):
-            if self._kernel is None or self._layout.data(item.blob, item.form).exists():  # else it is but a table
+            if self._layout.data(item.blob, item.form).exists():  # else it is but a table
                 report["total"] += item.allocated
                 yield self._blob(item.form, item.blob, report["skipped"])
 
