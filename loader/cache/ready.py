@@ -104,7 +104,7 @@ class ReadyMap:
                     if byte & bit:
                         self._map[position] = byte & ~bit
                         self._count -= 1
-                kept = self._map[HEADER_SIZE :]
+                kept = self._map[HEADER_SIZE:]
             synced = self._read("synced", None)
             if synced is not None:
                 remaining = bytes(old & new for old, new in zip(synced, kept, strict=True))
@@ -126,7 +126,7 @@ class ReadyMap:
             with self._lock:
                 if self._closed:
                     return
-                bits = self._map[HEADER_SIZE :]
+                bits = self._map[HEADER_SIZE:]
                 self._dirty = False
             try:
                 if data is not None:
@@ -161,7 +161,7 @@ class ReadyMap:
         magic, written_in, frames = _HEADER.unpack_from(data)
         if magic != _MAGIC or frames != self.frames or (boot is not None and written_in != boot):
             return None
-        bits = data[HEADER_SIZE :]
+        bits = data[HEADER_SIZE:]
         if self.frames % 8 and bits[-1] >> (self.frames % 8):
             return None
         return bits
