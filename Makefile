@@ -3,10 +3,11 @@
 PYTHON := .venv/bin/python
 SOURCES := loader erofs_builder cachefiles confine fanotify mounts tests bench fuzz
 
-.PHONY: help setup demo test unit-test vm-test lint bench fuzz clean
+.PHONY: help install uninstall setup demo test unit-test vm-test lint bench fuzz clean
 
 help:
 	@echo "make setup      packages, .venv, erofs-utils 1.9"
+	@echo "make install    commands, unit, man pages, completion below PREFIX (/usr/local); make uninstall takes them away"
 	@echo "make demo       a Debian image, a registry, a slow link: mounted and started lazily, against a full pull"
 	@echo "make test       the whole test suite (root; the kernels of the vm tests are built once and kept)"
 	@echo "make unit-test  what needs neither root nor a virtual machine: seconds"
@@ -18,6 +19,13 @@ help:
 
 setup:
 	@scripts/setup.sh
+
+PREFIX ?= /usr/local
+install:
+	@scripts/install.sh $(PREFIX)
+
+uninstall:
+	@scripts/install.sh --remove $(PREFIX)
 
 demo: setup
 	@$(PYTHON) -m bench.demo
