@@ -71,7 +71,13 @@ class Contents:
         )
 
     def __iter__(self) -> Iterator[Piece]:
-        return (self[index] for index in range(len(self)))
+        offsets = (offset * BLOCK for offset in self.offsets)
+        return map(Piece, self.each_digest(), self.frames, offsets, self.lengths)
+
+    def each_digest(self) -> Iterator[bytes]:
+        """The pieces' digests in order."""
+        digests = self.digests
+        return (bytes(digests[at : at + 32]) for at in range(0, len(digests), 32))
 
     def append(self, digest: bytes, frame: int, offset: int, length: int) -> None:
         """Note a piece; `offset` is a multiple of 4 KiB."""

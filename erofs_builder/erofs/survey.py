@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from erofs_builder import fingerprint
 from erofs_builder.erofs import dirs
@@ -19,6 +19,19 @@ from erofs_builder.model import Blob, Node
 
 _COMPACT_SIZE, _EXTENDED_SIZE = on_disk.INODE_COMPACT.size, on_disk.INODE_EXTENDED.size
 _DISTINCT_MTIMES_MAX = 65536
+
+
+def devices(root: Node, blobs: Iterable[Blob]) -> list[Blob]:
+    """Those of `blobs` that files below `root` refer to, in the given order: that of the device slots."""
+    used: set[Blob | None] = set()
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        if node.children:
+            stack.extend(node.children.values())
+        for extent in node.extents:
+            used.add(extent.blob)
+    return [blob for blob in dict.fromkeys(blobs) if blob in used]
 
 
 class Survey:

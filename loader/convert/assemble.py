@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,7 +12,7 @@ import zstandard
 
 from erofs_builder.contents import Contents, encode_contents
 from erofs_builder.digest import Digest
-from erofs_builder.erofs.survey import Survey
+from erofs_builder.erofs.survey import Survey, devices
 from erofs_builder.erofs.writer import write_image
 from erofs_builder.frame_list import encode_frames
 from erofs_builder.layer import Layer
@@ -29,7 +30,7 @@ from loader.artifact import (
     START_ANNOTATION,
     Artifact,
 )
-from loader.convert.beside import beside
+from loader.convert.beside import Work, beside
 from loader.registry.base import Descriptor
 
 # On a Debian root of 17,391 inodes: 9 takes 0.05 s for both forms and gives 24 bytes an inode, 18 takes 0.9 s for 21.8.
@@ -66,18 +67,23 @@ def assemble(
     `rebuild` moves what a traced start touches into a blob of its own (startup_layout.py); that is then the list.
     `consume` takes the layers apart on the way, a fifth of the memory: they cannot be used again.
     """
+    inodes = sum(len(layer.entries) for layer in layers)  # or a few fewer
     root = flatten(layers, consume=consume)
     candidates = list(dict.fromkeys([blob for blob, _ in base_contents] + [la.blob for la in layers if la.blob]))
     relaid = rebuild(root) if rebuild else None
     if relaid:
         candidates.append(relaid.blob)
-    survey = Survey(root, candidates)
-    blobs = survey.blobs
-    decoded = partial(_payload, survey, Form.DECODED, level)
-    with beside(decoded) if len(survey.tree.nodes) <= _COPIED_MAX else nullcontext(decoded) as second:
-        first = _payload(survey, Form.ENCODED, level)
-        start = _start_list(root, blobs, relaid, start_list)
-        parts = {Form.ENCODED: first, Form.DECODED: second()}
+    copied = inodes <= _COPIED_MAX
+    # A start's frames are looked for first, beside the survey: not those of a base, which come over a connection that a
+    # copy of this process must not use.
+    guess = partial(_start_text, root, candidates, relaid, start_list)
+    with _beside(guess, copied and not base_contents) as start_text:
+        survey = Survey(root, candidates)
+        blobs = survey.blobs
+        with _beside(partial(_payload, survey, Form.DECODED, level), copied) as decoded:
+            encoded = _payload(survey, Form.ENCODED, level)
+            parts = {Form.ENCODED: encoded, Form.DECODED: decoded()}
+        start: dict[str, str] = json.loads(start_text())
     contents = dict(base_contents) | {la.blob: la.contents for la in layers if la.blob}
     if relaid:
         contents[relaid.blob] = Contents()  # all of it is in the layers' blobs as well
@@ -94,13 +100,23 @@ def assemble(
     return Assembled(artifact, tuple(blobs), documents, inodes, file_bytes)
 
 
-def _start_list(
-    root: Node, blobs: list[Blob], relaid: Relaid | None, guess: Callable[[Node, Sequence[Blob]], dict[str, str]] | None
-) -> dict[str, str]:
+def _beside(work: Work, copied: bool) -> AbstractContextManager[Work]:
+    return beside(work) if copied else nullcontext(work)
+
+
+def _start_text(
+    root: Node,
+    candidates: list[Blob],
+    relaid: Relaid | None,
+    guess: Callable[[Node, Sequence[Blob]], dict[str, str]] | None,
+) -> bytes:
+    """The start's annotations, as JSON."""
+    blobs = devices(root, candidates)
+    start = guess(root, blobs) if guess and not relaid else {}
     if relaid:
         number = blobs.index(relaid.blob)
-        return {START_ANNOTATION: encode_frames((number, frame) for frame in range(relaid.start_frames))}
-    return guess(root, blobs) if guess else {}
+        start = {START_ANNOTATION: encode_frames((number, frame) for frame in range(relaid.start_frames))}
+    return json.dumps(start).encode()
 
 
 def _payload(survey: Survey, form: Form, level: int) -> bytes:

@@ -44,9 +44,9 @@ def frame_reader(files: Mapping[Digest, Path], base: ImageSource | None = None) 
                 data = file.read(frame.encoded_size)
         elif base is not None and blob.from_base:
             data = base.read_range(digest, frame.encoded_offset, frame.encoded_size)
+            Digest(frame.digest).verify(data, f"frame {number} of {digest}")
         else:
             raise KeyError(digest)
-        Digest(frame.digest).verify(data, f"frame {number} of {digest}")
         return decode_frame(data, frame, str(digest))
 
     return read_frame
