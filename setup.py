@@ -9,5 +9,6 @@ setup(
         "fanotify/_kabi_build.py:ffibuilder",
         "mounts/_kabi_build.py:ffibuilder",
         "erofs_builder/_hot_build.py:ffibuilder",
+        "loader/_take_build.py:ffibuilder",
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -50,7 +50,8 @@ class Rig:
     def _follow(self) -> None:
         self.followed += 1
 
-    def _fetch(self, run: Run) -> None:
+    def _fetch(self, run: Run, sent: Callable[[], None]) -> None:
+        sent()
         self.fetching.put((run.flights[0].frame, threading.current_thread().name))
         assert self.let_go.acquire(timeout=20)
         self.flights.land(run.flights[0])

@@ -14,7 +14,14 @@ import pytest
 from loader import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTENSIONS = ["cachefiles/_kabi", "confine/_kabi", "erofs_builder/_hot", "fanotify/_kabi", "mounts/_kabi"]
+EXTENSIONS = [
+    "cachefiles/_kabi",
+    "confine/_kabi",
+    "erofs_builder/_hot",
+    "fanotify/_kabi",
+    "loader/_take",
+    "mounts/_kabi",
+]
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,7 @@ FLAGS = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all
 ENVIRONMENT = os.environ | {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
 PACKAGES = sorted(build.parent.name for build in ROOT.glob("*/_*_build.py"))
 # What exercises the C of each of them without a kernel that has to have something.
-TESTS = ("test_tar.py", "test_contents.py", "test_abi.py", "test_blob.py", "test_mounts.py")
+TESTS = ("test_tar.py", "test_contents.py", "test_abi.py", "test_blob.py", "test_mounts.py", "test_take.py")
 
 
 def test_many_mutations_of_tars(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the checkout whose extensions are built with the sanitizers."""
     copy = tmp_path_factory.mktemp("sanitized")
     ignore = shutil.ignore_patterns("__pycache__", "*.so", "*.o")
-    for name in (*PACKAGES, "loader", "tests", "fuzz"):
+    for name in (*PACKAGES, "tests", "fuzz"):
         shutil.copytree(ROOT / name, copy / name, ignore=ignore)
     shutil.copy(ROOT / "pyproject.toml", copy)
     for package in PACKAGES:

@@ -94,10 +94,14 @@ class CacheFile:
         if len(data) != size:
             raise ValueError(f"frame {frame.number} of {self.key}: {len(data)} bytes for {size}")
         writer.write(offset, data)
-        if not self.trusted:
-            self._written.add(frame.number)
         if self.sums is not None:
             self.sums.set(frame.number, data)
+        self.written(frame)
+
+    def written(self, frame: Frame) -> None:
+        """A verified frame is in its place: it is ready."""
+        if not self.trusted:
+            self._written.add(frame.number)
         self.used[frame.number] = int(time.time())
         self.ready.set(frame.number)
         if self._presence is not None:

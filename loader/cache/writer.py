@@ -28,6 +28,8 @@ class Writer:
         self._users = 1  # ourselves, until `close`
         self._owned = True
 
+    buffered = False  # whether pwrite(2) of its `descriptor` does it too
+
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Write all of it; OSError (ENOSPC, EDQUOT, EBADF after close, …) otherwise."""
         raise NotImplementedError
@@ -60,6 +62,8 @@ class Writer:
 
 class BufferedWriter(Writer):
     """For files on an ordinary file system, through a descriptor that was opened before the file was marked."""
+
+    buffered = True
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         with self.descriptor() as fd:

@@ -99,6 +99,7 @@ CALLS = {
 
 _REQUEST = struct.Struct("<BQIQQ")
 _ANSWER = struct.Struct("<BQi")
+_REQUEST_KIND, _ANSWER_KIND = int(Kind.REQUEST), int(Kind.ANSWER)
 
 
 class Request(NamedTuple):
@@ -134,6 +135,20 @@ def pack_json(kind: Kind, body: dict[str, Any]) -> bytes:
     if len(packet) > MAX_PACKET:
         raise ValueError(f"{kind.name} packet of {len(packet)} bytes")
     return packet
+
+
+def unpack_request(packet: bytes) -> Request | None:
+    """What most packets are, quickly; None for any other, and for a malformed one."""
+    if packet[0] != _REQUEST_KIND or len(packet) != _REQUEST.size:
+        return None
+    return Request._make(_REQUEST.unpack(packet)[1:])
+
+
+def unpack_answer(packet: bytes) -> Answer | None:
+    """The same in the other direction."""
+    if packet[0] != _ANSWER_KIND or len(packet) != _ANSWER.size:
+        return None
+    return Answer._make(_ANSWER.unpack(packet)[1:])
 
 
 def unpack(packet: bytes) -> tuple[Kind, Request | Answer | dict[str, Any]]:

@@ -14,6 +14,7 @@ from erofs_builder.errors import IntegrityError
 from loader.artifact import INDEX_TYPE
 from loader.errors import LoaderError, NotFoundError, RegistryError, TransientRegistryError, UsageError
 from loader.registry import upload
+from loader.registry.again import Again
 from loader.registry.base import SMALL_BLOB_LIMIT, Descriptor
 from loader.registry.config import RegistryConfig
 from loader.registry.credentials import Keychain
@@ -21,6 +22,7 @@ from loader.registry.documents import ACCEPT, MANIFEST_LIMIT, describe_manifest,
 from loader.registry.endpoint import Endpoint
 from loader.registry.known import KnownHosts
 from loader.registry.patience import patiently
+from loader.registry.ranges import RangeResponse
 from loader.registry.status import error_of
 from loader.registry.streams import Readable, read_exactly, verified_stream
 from loader.registry.transport import HttpResponse, PooledTransport, Transport
@@ -112,6 +114,16 @@ class Registry:
     def open_range(self, digest: Digest, offset: int, length: int) -> Readable:
         """The same bytes as a stream, for who reads them piece by piece; `broke` if it does not give them all."""
         return self._read(lambda endpoint: endpoint.open_range(digest, offset, length), digest)
+
+    def again(self, response: Readable, digest: Digest) -> Again | None:
+        """The way to more ranges of a blob, after one has been answered; None if it was no ordinary one."""
+        if not isinstance(response, RangeResponse) or response.status != 206:
+            return None
+        return Again(response, f"{self}@{digest}", getattr(self._answered, "place", None))
+
+    def answers(self, again: Again) -> None:
+        """It is this thread's answer: what follows, `broke` or `distrust`, is said of its endpoint."""
+        self._answered.place = again.place
 
     def broke(self) -> None:
         """The stream that this thread opened last broke off: another endpoint is asked for a while."""

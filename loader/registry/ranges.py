@@ -73,8 +73,11 @@ class _Head(NamedTuple):
 class RangeResponse:
     """One answer; see `transport.HttpResponse`."""
 
-    def __init__(self, pool: RangePool, sock: socket.socket, head: _Head, begun: bytes, shown: str, pace: Pace) -> None:
+    def __init__(
+        self, pool: RangePool, sock: socket.socket, head: _Head, begun: bytes, shown: str, pace: Pace, request: bytes
+    ) -> None:
         self.status = head.status
+        self.pool, self.request = pool, request  # what asked, for `Again`
         self.headers: Mapping[str, str] = _Headers(head.fields)
         self._pool, self._shown, self._keep, self._pace = pool, shown, head.keep, pace
         self._socket: socket.socket | None = sock
@@ -178,9 +181,46 @@ class RangePool:
         except ValueError:
             sock.close()
             return None
+        return self._answer(sock, head, rest, shown, pace, request)
+
+    def _answer(
+        self, sock: socket.socket, head: _Head, rest: bytes, shown: str, pace: Pace, request: bytes
+    ) -> RangeResponse:
         if len(rest) > head.length:  # bytes that nobody asked for: not to be taken for the next answer
             head = head._replace(keep=False)
-        return RangeResponse(self, sock, head, rest[: head.length], shown, pace)
+        return RangeResponse(self, sock, head, rest[: head.length], shown, pace, request)
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds for which a server may be silent."""
+        return self._origin.timeout
+
+    @property
+    def plain(self) -> bool:
+        """Whether what comes from its sockets is the answer itself, and not TLS."""
+        return self._origin.context is None
+
+    def ask(self, request: bytes) -> socket.socket | None:
+        """Send a request that went well before. None: no connection that is open and idle has taken it."""
+        sock = self._take()
+        try:
+            if sock is not None:
+                sock.sendall(request)
+        except OSError:
+            if sock is not None:
+                sock.close()
+            return None
+        return sock
+
+    def resume(self, sock: socket.socket, data: bytes, shown: str, request: bytes) -> RangeResponse | None:
+        """The answer to what was asked by `ask`, of which `data` has come; None if it is odd in any way."""
+        pace = Pace(self._origin.timeout)
+        try:
+            head, rest = _receive_head(sock, pace, data)
+        except (EOFError, OSError, ValueError):
+            sock.close()
+            return None
+        return self._answer(sock, head, rest, shown, pace, request)
 
     def give_back(self, sock: socket.socket) -> None:
         """Keep a connection whose answer was read to the end."""
@@ -251,9 +291,8 @@ def _encode(target: str, host: str, headers: Mapping[str, str]) -> bytes | None:
     return "\r\n".join(lines).encode("ascii")
 
 
-def _receive_head(sock: socket.socket, pace: Pace) -> tuple[_Head, bytes]:
+def _receive_head(sock: socket.socket, pace: Pace, data: bytes = b"") -> tuple[_Head, bytes]:
     """The head of the answer that counts, and what came behind it. EOFError: nothing came; ValueError: malformed."""
-    data = b""
     for _ in range(_MOST_INTERIM):
         while (end := data.find(b"\r\n\r\n")) < 0:
             if len(data) > _HEAD_LIMIT:

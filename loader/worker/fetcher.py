@@ -22,6 +22,7 @@ from erofs_builder.frames import Frame
 from loader.cache.claims import Flight, FlightTable, Priority, Run
 from loader.cache.files import CacheFile
 from loader.errors import LoaderError, NotFoundError, TransientRegistryError
+from loader.registry.again import Asked, Taken
 from loader.worker.counters import Counters
 from loader.worker.link_estimate import LinkEstimate
 from loader.worker.outages import Outages
@@ -39,6 +40,18 @@ _COUNTED = {
     Priority.AHEAD: "frames_ahead",
     Priority.BACKGROUND: "frames_background",
 }
+
+
+class _Once:
+    """A call that is made once, however often it is asked for."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call: Callable[[], None] | None = call
+
+    def __call__(self) -> None:
+        call, self._call = self._call, None
+        if call is not None:
+            call()
 
 
 class Fetcher:
@@ -68,15 +81,71 @@ class Fetcher:
         while run := self._flights.take():
             self.fetch(run)
 
-    def fetch(self, run: Run) -> None:
-        """Fetch a run that was taken, to whatever end."""
+    def fetch(self, run: Run, sent: Callable[[], None] = lambda: None) -> None:
+        """Fetch a run that was taken, to whatever end. `sent` is called while it is waited for: once, early."""
+        told = _Once(sent)
         try:
-            self._fetch(run)
+            if not (len(run.flights) == 1 and self._fetch_again(run.flights[0], run.priority, told)):
+                told()
+                self._fetch(run)
         except Exception:  # a bug must not leave readers waiting
             log.exception("fetching %s failed in an unexpected way", run.flights[0].file)
             self._flights.fail(run.flights, errno.EIO)
         finally:
+            told()
             self._flights.finish(run)
+
+    def _fetch_again(self, flight: Flight, priority: Priority, sent: Callable[[], None]) -> bool:
+        """Fetch one frame as another of its blob was just fetched, with as little as can be before its request goes
+        out and behind the last byte. False: nothing was done, or the answer is for others to judge: fetch it anew."""
+        file = flight.file
+        frame = file.table[flight.frame]
+        source = self._sources.choose(file.blob) if flight.held is None else None
+        started = time.monotonic()
+        offset, size = frame.encoded_offset, frame.encoded_size
+        asked = self._sources.ask_again(source, file.blob, offset, size) if source is not None else None
+        if source is None or asked is None:
+            return False
+        sent()
+        self._flights.arrives(flight)
+        taken = self._take(flight, frame, asked)
+        if taken is None:
+            return self._resumed(flight, frame, asked, priority, source)
+        if taken.written:
+            self._written(flight, frame, size, priority)
+        elif taken.right:
+            self._keep(flight, frame, taken.data, priority, source)
+        else:
+            self._store(flight, frame, taken.data, priority, source)
+        self._account(size, time.monotonic() - started, taken.at - started)
+        return True
+
+    def _take(self, flight: Flight, frame: Frame, asked: Asked) -> Taken | None:
+        writer = flight.file.writer
+        if flight.file.decoded or writer is None or not writer.buffered:
+            return asked.take(frame.digest)
+        try:
+            with writer.descriptor() as fd:
+                return asked.take(frame.digest, fd, frame.encoded_offset)
+        except OSError:  # closed
+            return asked.take(frame.digest)
+
+    def _resumed(self, flight: Flight, frame: Frame, asked: Asked, priority: Priority, source: str) -> bool:
+        """Go on with an answer that is slow, comes through TLS, or is odd."""
+        response = asked.resume()
+        if response is None:
+            self._sources.forget_words(source, flight.file.blob)
+            return False
+        begun = time.monotonic()
+        try:
+            with self._sources.stream(source, flight.file.blob, frame.encoded_offset, response) as stream:
+                encoded = stream.read(frame.encoded_size)
+        except (LoaderError, OSError) as error:
+            self._failed([flight], source, frame.encoded_offset, frame.encoded_size, error)
+            return True
+        self._account(frame.encoded_size, time.monotonic() - begun, 0.0)
+        self._store(flight, frame, encoded, priority, source)
+        return True
 
     def _fetch(self, run: Run) -> None:
         if held := [flight for flight in run.flights if flight.held is not None]:
@@ -118,16 +187,29 @@ class Fetcher:
         self._counters.add_seconds("fetch_seconds", seconds)
         self._link.note(length, seconds, first)
 
-    def _store(self, flight: Flight, frame: Frame, encoded: bytes, priority: Priority, source: str) -> None:
+    def _store(
+        self, flight: Flight, frame: Frame, encoded: bytes | memoryview, priority: Priority, source: str
+    ) -> None:
         try:
             Digest(frame.digest).verify(encoded, f"frame {frame.number} of {flight.file}")
+        except IntegrityError as error:
+            self._corrupt(flight, source, error)
+        else:
+            self._keep(flight, frame, encoded, priority, source)
+
+    def _keep(self, flight: Flight, frame: Frame, encoded: bytes | memoryview, priority: Priority, source: str) -> None:
+        """Decode verified bytes, where the file holds them so, and write them."""
+        try:
             data = self._decoded(frame, encoded) if flight.file.decoded else encoded
         except IntegrityError as error:
-            self._counters.add("corrupt_frames")
-            self._sources.distrust(source, flight.file.blob)
-            self._refused([flight], source, error)
-            return
-        self._put(flight, frame, data, priority)
+            self._corrupt(flight, source, error)
+        else:
+            self._put(flight, frame, data, priority)
+
+    def _corrupt(self, flight: Flight, source: str, error: IntegrityError) -> None:
+        self._counters.add("corrupt_frames")
+        self._sources.distrust(source, flight.file.blob)
+        self._refused([flight], source, error)
 
     def _put(self, flight: Flight, frame: Frame, data: bytes | memoryview, priority: Priority) -> None:
         """Write verified bytes. On a full disk whoever waits goes on waiting; any other failure is final."""
@@ -147,10 +229,19 @@ class Fetcher:
                 flight.held = bytes(data)
             self._flights.retry([flight], BACKOFF[min(flight.attempts, len(BACKOFF)) - 1])
             return
+        self._landed(flight, len(data), priority)
+
+    def _written(self, flight: Flight, frame: Frame, size: int, priority: Priority) -> None:
+        """A frame's bytes were written already."""
+        flight.file.written(frame)
+        self._landed(flight, size, priority)
+
+    def _landed(self, flight: Flight, size: int, priority: Priority) -> None:
+        """A frame is ready: whoever waits goes on, then all else is noted."""
+        self._flights.land(flight)
         self.last_errors.pop(flight.file.key, None)
         self._counters.add(_COUNTED[priority])
-        self._counters.add("written_bytes", len(data))
-        self._flights.land(flight)
+        self._counters.add("written_bytes", size)
         self._outages.landed(flight.file, flight.frame)
 
     def _write(self, flight: Flight, frame: Frame, data: bytes | memoryview) -> None:
@@ -161,7 +252,7 @@ class Fetcher:
                 raise
             flight.file.write(frame, data)
 
-    def _decoded(self, frame: Frame, encoded: bytes) -> bytes:
+    def _decoded(self, frame: Frame, encoded: bytes | memoryview) -> bytes:
         """A verified frame's plain bytes, never more than the frame table says."""
         decompressor: zstandard.ZstdDecompressor | None = getattr(self._local, "decompressor", None)
         if decompressor is None:

@@ -1,7 +1,7 @@
 """The threads of a worker. One of them watches the keeper's socket, the others fetch or wait.
 
-Whoever reads a request that needs a fetch fetches it himself, at once, and leaves the watch to one that waits: between
-the request and its fetch no thread is waited for.
+Whoever reads a request that needs a fetch fetches it himself, at once, and leaves the watch to one that waits, as soon
+as the registry has been asked: between the request and its fetch no thread is waited for, or woken.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 class Hands:
     """`handle` gets each packet and waits for nothing; `follow` thinks ahead, when it is in nobody's way; `fetch` ends
-    a run."""
+    a run, and calls what it is given once that has been asked for."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class Hands:
         packets: Iterator[Packet],
         handle: Callable[[Packet], None],
         follow: Callable[[], None],
-        fetch: Callable[[Run], None],
+        fetch: Callable[[Run, Callable[[], None]], None],
     ) -> None:
         self._flights = flights
         self._packets = packets
@@ -48,7 +48,7 @@ class Hands:
             if task is WATCH:
                 self._watch()
             elif isinstance(task, Run):
-                self._fetch(task)
+                self._fetch(task, _nothing)
 
     def _watch(self) -> None:
         """Handle packets until one of them gives us something to fetch."""
@@ -78,6 +78,9 @@ class Hands:
         run = self._flights.take_now(least_idle=1)
         if run is None:
             return False
-        self._flights.unwatch()
-        self._fetch(run)
+        self._fetch(run, self._flights.unwatch)
         return True
+
+
+def _nothing() -> None:
+    """What one does who did not watch: another one does."""

@@ -13,7 +13,17 @@ from concurrent.futures import Future
 from typing import Any
 
 from loader.errors import BusyError, KernelSupportError, LoaderError, NotFoundError
-from loader.keeper.protocol import MAX_PACKET, PRESENCE, Answer, Kind, Request, pack_answer, pack_json, unpack
+from loader.keeper.protocol import (
+    MAX_PACKET,
+    PRESENCE,
+    Answer,
+    Kind,
+    Request,
+    pack_answer,
+    pack_json,
+    unpack,
+    unpack_request,
+)
 
 _ANCILLARY = socket.CMSG_SPACE(4 * array.array("i").itemsize)
 Packet = tuple[Kind, Request | Answer | dict[str, Any], int | None]
@@ -45,6 +55,9 @@ class Link:
                 return
             if not data:
                 return
+            if not ancillary and not flags & socket.MSG_TRUNC and (request := unpack_request(data)) is not None:
+                yield Kind.REQUEST, request, None
+                continue
             fds = _descriptors(ancillary)
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(fds) > 2:
                 raise ValueError("a packet of the keeper was cut off")

@@ -64,18 +64,19 @@ class ReadPath:
         self._outages = outages
         self._why = why
         self._quiet = quiet
-        self._read = deque[tuple[CacheFile, range]]()  # what was asked for, until `follow`
+        self._read = deque[tuple[CacheFile | None, range, Request, int]]()  # what was asked for, until `follow`
         self.failures = deque[Failure](maxlen=KEPT_FAILURES)
 
     def request(self, request: Request) -> None:
         """Serve a READ. Returns at once; the answer may come later, from another thread."""
+        item = self._objects.get(request.object)
+        if item is not None and (file := item.file) is not None:
+            self._blob(request, file)
+            return
         self._counters.add("requests")
         self._counters.add("request_bytes", request.length)
-        item = self._objects.get(request.object)
         if item is not None and item.metadata is not None:
             self._executor.submit(self._metadata, request, item.metadata)
-        elif item is not None and item.file is not None:
-            self._blob(request, item.file)
         else:
             log.error("READ %d of unknown object %d", request.id, request.object)
             self._counters.add("requests_failed")
@@ -83,58 +84,64 @@ class ReadPath:
 
     def seen(self, request: Request) -> None:
         """READs that the keeper has answered, for all of it was there: what they tell about those to come."""
-        self._counters.add("requests", request.id)
-        self._counters.add("request_bytes", request.length)
         self._counters.add("requests_ready", request.id)
         item = self._objects.get(request.object)
-        if item is not None and (file := item.file) is not None:
-            frames = file.covering(request.offset, request.length)
-            file.touch(frames)
-            self._expect(file, frames)
+        file = item.file if item is not None else None
+        self._expect(file, file.covering(request.offset, request.length) if file else range(0), request, request.id)
 
     def _blob(self, request: Request, file: CacheFile) -> None:
         frames = file.covering(request.offset, request.length)
-        file.touch(frames)
         started = time.monotonic()
         until = self._outages.until(file, frames)
         if until <= started and not all(file.has(frame) for frame in frames):
             self._counters.add("requests_failed")
             self._counters.add("requests_denied")
             self._answer(request.id, errno.EIO)
+            self._count(request, 1)
             return
         firm = until < started + self._outages.deadline  # something fails already
         waiter = Waiter(partial(self._done, request, file, started), until, firm)
         if not self._flights.want(file, frames, Priority.DEMAND, waiter, quiet=self._quiet):
             self._counters.add("requests_ready")
-        log.debug("READ %s %d+%d frames %d-%d", file, request.offset, request.length, frames.start, frames.stop - 1)
-        self._expect(file, frames)
+        self._expect(file, frames, request, 1)
 
-    def _expect(self, file: CacheFile, frames: range) -> None:
-        self._read.append((file, frames))
+    def _expect(self, file: CacheFile | None, frames: range, request: Request, count: int) -> None:
+        self._read.append((file, frames, request, count))
         if not self._quiet:
             self.follow()
 
+    def _count(self, request: Request, count: int) -> None:
+        self._counters.add("requests", count)
+        self._counters.add("request_bytes", request.length)
+
     def follow(self) -> None:
-        """Have fetched what the last READs make likely."""
+        """Note the last READs, and have fetched what they make likely."""
         while self._read:
             try:
-                file, frames = self._read.popleft()
+                file, frames, request, count = self._read.popleft()
             except IndexError:  # another thread was faster
                 return
+            self._count(request, count)
+            if file is None:
+                continue
+            log.debug("READ %s %d+%d frames %d-%d", file, request.offset, request.length, frames.start, frames.stop - 1)
+            file.touch(frames)
             for other, frame in self._readahead.followers(file, frames):
                 self._flights.want(other, (frame,), Priority.AHEAD, quiet=self._quiet)
             if ahead := self._readahead.after(file, frames):
                 self._flights.want(file, ahead, Priority.AHEAD, quiet=self._quiet)
 
     def _done(self, request: Request, file: CacheFile, started: float, error: int) -> None:
-        if error:
+        if not error:
+            self._answer(request.id, 0)
+        else:
             self._counters.add("requests_failed")
             frames = file.covering(request.offset, request.length)
             self._outages.gave_up(file, [frame for frame in frames if not file.has(frame)])
             reason = f"{os.strerror(error)} after {time.monotonic() - started:.1f} s; last error of {self._why(file)}"
             log.error("READ of %s, bytes %d+%d: %s", file, request.offset, request.length, reason)
             self.failures.append(Failure(time.time(), str(file), request.offset, request.length, reason))
-        self._answer(request.id, error)
+            self._answer(request.id, error)
         self._counters.add_seconds("request_wait_seconds", time.monotonic() - started)
 
     def _metadata(self, request: Request, metadata: MetadataObject) -> None:

@@ -11,10 +11,12 @@ from typing import Self
 
 from erofs_builder.digest import Digest
 from loader.errors import NotFoundError
+from loader.registry.again import Again, Asked
 from loader.registry.base import ImageSource
 from loader.registry.client import Registry
 from loader.registry.streams import Readable, read_exactly
 
+_MOST_AGAIN = 1024
 PENALTY = 10.0  # seconds for which a source that failed comes last
 
 
@@ -48,6 +50,7 @@ class Sources:
         self._by_blob: dict[Digest, list[str]] = {}
         self._opened: dict[str, ImageSource] = {}
         self._failed: dict[str, float] = {}
+        self._again: dict[tuple[str, Digest], tuple[Registry, Again]] = {}
 
     def add(self, source: str, blobs: Iterable[Digest]) -> None:
         """`source` (a repository, as `open_image` takes it) holds these blobs."""
@@ -85,6 +88,8 @@ class Sources:
         """What the source sent was wrong."""
         with self._lock:
             self._failed[source] = time.monotonic()
+            for key in [key for key in self._again if key[0] == source]:
+                del self._again[key]
 
     def open(self, source: str) -> ImageSource:
         """The opened repository; raises what opening raises."""
@@ -104,6 +109,8 @@ class Sources:
             opened = self.open(source)
             if isinstance(opened, Registry):
                 stream: Readable = opened.open_range(blob, offset, length)
+                if again := opened.again(stream, blob):
+                    self._remember(source, blob, opened, again)
             else:
                 data = opened.read_range(blob, offset, length)
                 if len(data) != length:
@@ -112,7 +119,33 @@ class Sources:
         except Exception:
             self.blame(source)
             raise
-        return RangeStream(stream, f"{source}: {blob} from {offset}", partial(self._broke, source))
+        return self.stream(source, blob, offset, stream)
+
+    def _remember(self, source: str, blob: Digest, opened: Registry, again: Again) -> None:
+        with self._lock:
+            if len(self._again) >= _MOST_AGAIN:
+                self._again.clear()
+            self._again[source, blob] = opened, again
+
+    def ask_again(self, source: str, blob: Digest, offset: int, length: int) -> Asked | None:
+        """Ask for a range in the words that have just got another one; None: in the ordinary way, please."""
+        known = self._again.get((source, blob))
+        if known is None or not known[1].fresh:
+            return None
+        opened, again = known
+        asked = again.ask(offset, length)
+        if asked is not None:
+            opened.answers(again)
+        return asked
+
+    def forget_words(self, source: str, blob: Digest) -> None:
+        """They do not do any more: the next one is to be asked for in the ordinary way."""
+        with self._lock:
+            self._again.pop((source, blob), None)
+
+    def stream(self, source: str, blob: Digest, offset: int, response: Readable) -> RangeStream:
+        """An answer to `ask_again` as a stream; a failure is remembered against the source."""
+        return RangeStream(response, f"{source}: {blob} from {offset}", partial(self._broke, source))
 
     def _broke(self, source: str) -> None:
         self.blame(source)
@@ -122,6 +155,7 @@ class Sources:
 
     def distrust(self, source: str, blob: Digest) -> None:
         """What this thread read of a blob last was wrong: a repository with mirrors asks another one from now on."""
+        self.forget_words(source, blob)
         opened = self._opened.get(source)
         if isinstance(opened, Registry):
             opened.distrust(blob)
@@ -129,5 +163,6 @@ class Sources:
     def close(self) -> None:
         with self._lock:
             opened, self._opened = list(self._opened.values()), {}
+            self._again = {}
         for source in opened:
             source.close()
