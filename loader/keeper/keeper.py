@@ -82,15 +82,16 @@ class Keeper:
 
     def run(self) -> int:
         """Serve until told to leave; the exit status."""
-        while self.leaving is None or not self.leaving.done:
+        while True:
             self._tend_workers()
+            if self.leaving is not None and self.leaving.done:
+                return 0
             events = self._selector.select(HELD if self._notes.held else _TICK)
             for key, _ in events:
                 key.data()
             if not events:
                 self._send_notes()
             self._tick()
-        return 0
 
     def watch_supervisor(self, pidfd: int, orphaned: Callable[[], None]) -> None:
         """Call `orphaned` when the process of `pidfd` ends, unless this keeper is leaving anyway."""
