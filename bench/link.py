@@ -7,7 +7,8 @@ connection's first bytes wait for one round trip more, as a TCP handshake would.
 Counted are the bytes of the TCP streams: bodies, HTTP headers and TLS, not the headers of TCP and IP.
 
 The process speaks lines of JSON: first `{"port": N}`; for each line `stats` on its standard input the counters, for
-`reset` the counters before they are set to zero; at end of file it ends. `Link` wraps all that.
+`reset` the counters before they are set to zero, for `rate R` the counters when it changed; at end of file it ends.
+`Link` wraps all that.
 """
 
 from __future__ import annotations
@@ -125,6 +126,8 @@ async def _run(proxy: _Proxy, listen: tuple[str, int]) -> None:
         print(json.dumps(proxy.counters()._asdict()), flush=True)
         if line.strip() == b"reset":
             proxy.reset()
+        elif line.startswith(b"rate "):
+            proxy.down.rate = proxy.up.rate = float(line.split()[1])
 
 
 class Link:
@@ -167,6 +170,10 @@ class Link:
     def reset(self) -> Counters:
         """Set the counters to zero; returns what they were."""
         return self._ask("reset")
+
+    def set_rate(self, rate: float) -> Counters:
+        """Be that fast from now on, in bytes a second; returns the counters."""
+        return self._ask(f"rate {rate}")
 
     def close(self) -> None:
         """End the process."""

@@ -74,3 +74,12 @@ def test_connections_share_one_rate(server: str) -> None:
 def test_refused_target_closes_the_connection() -> None:
     with Link("127.0.0.1:1", rate=1e6, rtt=0) as link, pytest.raises((http.client.HTTPException, OSError)):
         _get(link.address, 1)
+
+
+def test_a_link_can_become_fast(server: str) -> None:
+    with Link(server, rate=20e3, rtt=0) as link:
+        reader = threading.Thread(target=_get, args=(link.address, 1))
+        reader.start()
+        link.set_rate(100e6)
+        reader.join()
+        assert link.counters().down > len(BODY)

@@ -9,6 +9,7 @@ from rig import images
 from rig.host import Host
 
 NAMES = ("first", "second")
+FAST = 1e8  # bytes a second
 
 
 def published(host: Host) -> dict[str, Any]:
@@ -33,11 +34,11 @@ def counted(host: Host) -> dict[str, Any]:
 
 
 def slow_link(host: Host, task: dict[str, Any], rate: float, rtt: float = 0.01) -> dict[str, Any]:
-    """The same task with the registry behind a link of `rate` bytes a second."""
+    """The same task with the registry behind a link of `rate` bytes a second, until the guest asks for `link_fast`."""
     from bench.link import Link
 
     link = host.keep(Link(host.registry.address, rate, rtt))
-    host.handlers["link_stop"] = link.close
+    host.handlers |= {"link_stop": link.close, "link_fast": lambda: link.set_rate(FAST)}
     direct, slow = host.seen(host.registry.address), host.seen(link.address)
     found = {
         name: {**image, "reference": image["reference"].replace(direct, slow)} for name, image in task["images"].items()

@@ -32,7 +32,7 @@ def full(guest):
     images = guest.task["images"]
     targets = [mount_point(name) for name in images]
     with guest.step("serve and mount"):
-        daemon = Daemon(guest, "--deadline", "10").start()  # its patience with the full disk
+        daemon = Daemon(guest, "--deadline", "6").start()  # its patience with the full disk
         for name, image in images.items():
             loader("mount", image["reference"], mount_point(name))
     ballast = DISK / "ballast"

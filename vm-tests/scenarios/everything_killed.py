@@ -42,6 +42,7 @@ def all_at_once(guest):
         with guest.step("no wrong byte"):
             expect_right(found, images, errors_allowed=True)
             expect_right(Readers(targets, copies=1).results(60), images, errors_allowed=True)
+    guest.ask("link_fast")
     with guest.step("serve again"):
         daemon = Daemon(guest).start()
     with guest.step("no wrong byte in the old mounts"):

@@ -62,6 +62,7 @@ def under_load(guest):
         expect(unit.version() == "99.1", f"version {unit.version()}")
         expect(unit.tree_of(unit.main_pid()) == str(other), f"the code is {unit.tree_of(unit.main_pid())}")
     guest.fact("readers still reading after all that", readers.running())
+    guest.ask("link_fast")
     with guest.step("every byte, by every reader"):
         expect_right(readers.results(240), images)
     with guest.step("umount and stop"):
