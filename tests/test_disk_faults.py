@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from tests.support.cache_files import sample, table_of
 from tests.support.daemon import Daemon, convert, drop_caches, make_files, make_tree, read_all, start_cat, start_reader
 from tests.support.daemon import result as result_of
 from tests.support.faulty_registry import FaultyRegistry
-from tests.support.loop_disk import LoopDisk
+from tests.support.loop_disk import LoopDisk, QuotaDisk
 from tests.support.registry import docker_registry
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
@@ -235,6 +236,55 @@ def test_a_full_disk_is_evicted_from(tmp_path: Path, published: Published, mount
         if mounted:
             ballast.unlink()
             assert read_all(daemon.directory / "mnt") == big_digests(6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_quota_of_the_file_system_is_waited_for(tmp_path: Path, published: Published, form: str) -> None:
+    """EDQUOT, where not even a bit can be changed in place; a worker that is killed meanwhile starts again."""
+    address, digests = published
+    with QuotaDisk(tmp_path, 24 << 20) as disk:
+        root = disk.limited / "root"
+        with Daemon(tmp_path / "d", "--form", form, root=root) as daemon:
+            target = daemon.mount(f"docker://{address}/sample:1")
+            disk.fill()
+            reader = start_reader(target, 1)
+            for _ in range(2):
+                while not daemon.counters()["write_errors"]:
+                    time.sleep(0.1)
+                assert reader.poll() is None
+                assert "Disk quota exceeded" in str(daemon.command("status")["source_errors"])
+                os.kill(daemon.worker(), signal.SIGKILL)
+            disk.set_limit("none")
+            assert result_of(reader) == digests
+            status = daemon.command("status")
+            assert status["keeper"]["counters"]["denied"] == 0
+            assert daemon.counters()["requests_failed"] == 0
+
+
+def test_a_quota_of_the_file_system_is_an_error_at_the_deadline(tmp_path: Path, published: Published) -> None:
+    address, digests = published
+    with QuotaDisk(tmp_path, 24 << 20) as disk:
+        with Daemon(tmp_path / "d", "--deadline", "2", root=disk.limited / "root") as daemon:
+            target = daemon.mount(f"docker://{address}/sample:1")
+            disk.fill()
+            assert start_cat(target / "large/5").communicate(timeout=60)[0] == "errno 5\n"
+            assert "Disk quota exceeded" in daemon.command("status")["failed_reads"][-1]["reason"]
+            disk.set_limit("none")
+            assert read_until_right(target, digests)
+
+
+def test_a_quota_of_the_file_system_is_evicted_for(tmp_path: Path, published: Published) -> None:
+    address, _ = published
+    with QuotaDisk(tmp_path, 24 << 20) as disk, Daemon(tmp_path / "d", root=disk.limited / "root") as daemon:
+        first = f"docker://{address}/big:1"
+        target = daemon.mount(first)
+        daemon.command("prefetch", first)
+        daemon.command("umount", str(target))
+        disk.fill(leave=4 << 20)
+        seen = read_all(daemon.mount(f"docker://{address}/big:2"))
+        assert seen == big_digests(7)
+        counters = daemon.counters()
+        assert counters["evicted_bytes"] > 3_000_000 and counters["requests_failed"] == 0
 
 
 def test_a_disk_that_can_not_be_written_serves_what_it_has(tmp_path: Path, published: Published) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import threading
 import time
@@ -19,6 +20,8 @@ from loader.cache.ready import ReadyMap
 from loader.cache.sums import Sums
 from loader.cache.writer import Writer
 from loader.keeper.presence import Presence
+
+log = logging.getLogger(__name__)
 
 _EVICTED_MEANWHILE = 5  # times
 
@@ -134,9 +137,13 @@ class CacheFile:
             self.ready.clear(wrong)
 
     def restore(self, frames: Iterable[int]) -> None:
-        """These frames did not go away after all."""
+        """These frames did not go away after all. One for whose bit there is no room counts as gone."""
         for number in frames:
-            self.ready.set(number)
+            try:
+                self.ready.set(number)
+            except OSError as error:
+                log.warning("frame %d of %s has to be fetched again: %s", number, self.key, error)
+                continue
             self._set_present(self.table[number])
 
     def checkpoint(self) -> None:

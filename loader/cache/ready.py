@@ -6,9 +6,11 @@
     28  reserved      4
     32  bits             frame n is bit n % 8 of byte n // 8
 
-`ready` is mapped into memory. Within one boot the page cache holds both it and the data file, so it is right whatever
-process was killed, in whatever moment. After a reboot only what was synced counts: `synced` is a copy that is written
-after an fdatasync of the data file, and `ready` starts again from it. (A clean stop syncs, so nothing is lost.)
+`ready` is mapped into memory to be read. Within one boot the page cache holds both it and the data file, so it is right
+whatever process was killed, in whatever moment. It is changed by writes: where a file system copies on write, there may
+be no room for a byte that changes; a write says so, a store into a map would end the process. After a reboot only what
+was synced counts: `synced` is a copy that is written after an fdatasync of the data file, and `ready` starts again from
+it. (A clean stop syncs, so nothing is lost.)
 """
 
 from __future__ import annotations
@@ -48,8 +50,12 @@ class ReadyMap:
         if bits is None:
             bits = synced
             replace_file(directory / "ready", self._encoded(bits), tmp, durable=False)
-        with (directory / "ready").open("r+b") as stream:
-            self._map: mmap.mmap | bytearray = mmap.mmap(stream.fileno(), 0)
+        self._fd = os.open(directory / "ready", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            self._map: mmap.mmap | bytes = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
+        except BaseException:
+            os.close(self._fd)
+            raise
         self._count = sum(byte.bit_count() for byte in bits)
         self._dirty = bits != synced  # bits were set since the last checkpoint, be it by a process that was killed
 
@@ -83,12 +89,12 @@ class ReadyMap:
             yield first, self.frames - 1
 
     def set(self, frame: int) -> None:
-        """The frame's bytes are in the data file."""
+        """The frame's bytes are in the data file. OSError: there is no room to say so, and it does not count."""
         position, bit = HEADER_SIZE + (frame >> 3), 1 << (frame & 7)
         with self._lock:
             byte = self._map[position]
-            if not byte & bit:
-                self._map[position] = byte | bit
+            if not byte & bit and not self._closed:
+                os.pwrite(self._fd, bytes((byte | bit,)), position)
                 self._count += 1
                 self._dirty = True
 
@@ -102,7 +108,7 @@ class ReadyMap:
                     position, bit = HEADER_SIZE + (frame >> 3), 1 << (frame & 7)
                     byte = self._map[position]
                     if byte & bit:
-                        self._map[position] = byte & ~bit
+                        os.pwrite(self._fd, bytes((byte & ~bit,)), position)
                         self._count -= 1
                 kept = self._map[HEADER_SIZE:]
             synced = self._read("synced", None)
@@ -139,15 +145,16 @@ class ReadyMap:
     def close(self) -> None:
         """Give the file back. Who still holds the map sees what was ready, and changes nothing any more."""
         with self._syncing, self._lock:
-            mapped, self._map = self._map, bytearray(self._map)
+            mapped, self._map = self._map, bytes(self._map)
         if isinstance(mapped, mmap.mmap):
             mapped.close()
+            os.close(self._fd)
 
     @property
     def _closed(self) -> bool:
-        return isinstance(self._map, bytearray)
+        return isinstance(self._map, bytes)
 
-    def _encoded(self, bits: bytes | bytearray) -> bytes:
+    def _encoded(self, bits: bytes) -> bytes:
         return _HEADER.pack(_MAGIC, self._boot, self.frames) + bits
 
     def _read(self, name: str, boot: bytes | None) -> bytes | None:

@@ -5,7 +5,10 @@ Which frames are in the cache is not here: that changes with every miss and lies
 
 from __future__ import annotations
 
+import ctypes
+import os
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -18,6 +21,8 @@ from erofs_builder.digest import Digest
 from erofs_builder.payload import Form
 
 _VERSION = 1
+_statfs = ctypes.CDLL(None, use_errno=True).statfs
+_statfs.argtypes = (ctypes.c_char_p, ctypes.c_char_p)
 _SCHEMA = """
 CREATE TABLE images (
     digest TEXT PRIMARY KEY, name TEXT NOT NULL, source TEXT NOT NULL, size INTEGER NOT NULL,
@@ -92,6 +97,9 @@ class State:
         self._lock = threading.Lock()
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         try:
+            # The index of the log is a map that is stored into, unless nobody else has the database open.
+            if _copies_on_write(path.parent):
+                self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._prepare(path)
         except BaseException:
             self._db.close()
@@ -305,3 +313,11 @@ class State:
 
 def _mount_record(row: tuple[Any, ...]) -> MountRecord:
     return MountRecord(row[0], Digest.parse(row[1]), Form(row[2]), *row[3:])
+
+
+def _copies_on_write(directory: Path) -> bool:
+    """Whether each change of a file there takes new room (btrfs, bcachefs, ZFS): a store may end the process then."""
+    found = ctypes.create_string_buffer(256)  # struct statfs, of 120 bytes; its first word is the type
+    if _statfs(os.fsencode(directory), found):
+        return False
+    return int.from_bytes(found.raw[:4], sys.byteorder) in (0x9123683E, 0xCA451A4E, 0x2FC12FC1)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +15,8 @@ from erofs_builder.digest import Digest
 from erofs_builder.payload import Form
 from loader.cache.layout import Layout
 from loader.cache.state import State
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +63,19 @@ def evict(layout: Layout, state: State, usage: BlobUsage) -> int:
     """Remove a blob's files. The caller has made sure that no object is open on them. Bytes that were freed."""
     path = layout.blob(usage.blob, usage.form)
     gone = layout.tmp / f"evicted-{os.getpid()}-{os.urandom(6).hex()}"
-    path.rename(gone)  # at once: a killed process leaves either all of it or a leftover that the next start removes
+    try:
+        path.rename(gone)  # at once: a killed process leaves all of it, or a leftover that the next start removes
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        for name in ("synced", "ready"):  # no room for another name: then what says that something is there goes first
+            (path / name).unlink(missing_ok=True)
+        gone = path
     shutil.rmtree(gone)
-    state.forget_blob(usage.blob, usage.form)
+    try:
+        state.forget_blob(usage.blob, usage.form)
+    except sqlite3.OperationalError as error:  # no room yet; it is a row that nobody asks for
+        log.warning("%s stays in the database: %s", usage.blob, error)
     return usage.allocated
 
 

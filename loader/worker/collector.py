@@ -5,6 +5,7 @@ nothing has mounted whole, of those that are mounted single frames (eviction.py)
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -97,7 +98,11 @@ class Collector:
 
     def make_room(self, needed: int) -> int:
         """The file system is full: evict what can go. Bytes that were freed."""
-        return self._free(needed + min(SLACK, self._allocated() // SLACK_PART))
+        try:
+            return self._free(needed + min(SLACK, self._allocated() // SLACK_PART))
+        except (OSError, sqlite3.OperationalError) as error:  # so full that not even this can be done
+            log.error("nothing can be evicted: %s", error)
+            return 0
 
     def _free(self, needed: int) -> int:
         freed = self.collect(needed=needed).freed

@@ -6,6 +6,7 @@ import errno
 import importlib
 import logging
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -205,11 +206,17 @@ class Service:
         for file in used:
             _checkpoint(file)
         if used:
-            self.state.touch_blobs([(file.blob, file.form) for file in used])
+            self._note_use(used)
         for file in self.objects.files():
             if file.trusted and file.ready.complete and not file.completed and self.collector.may_complete():
                 self._complete(file)
         self.mounting.release_unused()
+
+    def _note_use(self, files: list[CacheFile]) -> None:
+        try:
+            self.state.touch_blobs([(file.blob, file.form) for file in files])
+        except sqlite3.OperationalError as error:
+            log.error("cannot record what was used last: %s", error)
 
     def _complete(self, file: CacheFile) -> None:
         """A whole file needs no mark: its readers never come to us again."""

@@ -1,7 +1,8 @@
-"""A small ext4 of its own on a loop device: to be filled, aborted, or to lose its power."""
+"""A small file system of its own on a loop device: to be filled, aborted, to lose its power, or to have a quota."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
@@ -25,8 +26,7 @@ class LoopDisk:
         self.path.mkdir(parents=True)
         with self.image.open("wb") as stream:
             stream.truncate(size)
-        command = ["mkfs.ext4", "-q", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0", str(self.image)]
-        subprocess.run(command, check=True)
+        self.format()
 
     def __enter__(self) -> Self:
         self.mount()
@@ -37,6 +37,10 @@ class LoopDisk:
     ) -> None:
         if any(entry.target == str(self.path) for entry in mountinfo()):
             umount2(str(self.path), MNT_DETACH)
+
+    def format(self) -> None:
+        command = ["mkfs.ext4", "-q", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0", str(self.image)]
+        subprocess.run(command, check=True)
 
     def mount(self) -> None:
         subprocess.run(["mount", "-o", "loop", str(self.image), str(self.path)], check=True)
@@ -67,3 +71,49 @@ class LoopDisk:
                 except OSError:
                     pass
         return ballast
+
+
+class QuotaDisk(LoopDisk):
+    """A btrfs, whose directory `limited` may hold `limit` bytes: what is more is refused with EDQUOT."""
+
+    def __init__(self, directory: Path, limit: int) -> None:
+        super().__init__(directory, 160 << 20)  # it is never full itself
+        self._limit = limit
+        self.limited = self.path / "limited"
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._btrfs("quota", "enable", self.path)
+        self._btrfs("subvolume", "create", self.limited)
+        self.set_limit(str(self._limit))
+        return self
+
+    def format(self) -> None:
+        subprocess.run(["mkfs.btrfs", "-q", str(self.image)], check=True, capture_output=True)
+
+    def set_limit(self, limit: str) -> None:
+        """Bytes, or `none`."""
+        self._btrfs("qgroup", "limit", limit, self.limited)
+
+    def room(self) -> int:
+        """Bytes that are left of the limit, as far as they are accounted for."""
+        self._btrfs("filesystem", "sync", self.path)
+        lines = self._btrfs("qgroup", "show", "-re", "--raw", "-F", self.limited).splitlines()
+        used, limit = lines[-1].split()[1], lines[-1].split()[3]
+        return int(limit) - int(used)
+
+    def fill(self, leave: int = 0) -> Path:
+        """Use up the limit, but for `leave` bytes; the file that does."""
+        ballast = self.limited / "ballast"
+        with ballast.open("wb", buffering=0) as stream:
+            try:
+                while (room := self.room() - leave) >= 4096:
+                    stream.write(bytes(min(room, 1 << 20) & -4096))
+            except OSError as error:
+                assert error.errno == errno.EDQUOT
+        return ballast
+
+    @staticmethod
+    def _btrfs(*arguments: str | Path) -> str:
+        done = subprocess.run(["btrfs", *arguments], check=True, capture_output=True, text=True)
+        return done.stdout
