@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from loader.cli import loader as command
+from loader.cli import loader_serve
 from loader.config import Config, load_config, parse_size
 from loader.errors import UsageError
 
@@ -166,3 +167,10 @@ def test_location_options_may_stand_behind_the_command(
     _run("list", "--socket", str(tmp_path / "a"))
     _run("--socket", str(tmp_path / "b"), "list")
     assert seen == [tmp_path / "a", tmp_path / "b"]
+
+
+def test_a_root_that_others_can_write_in_is_refused(tmp_path: Path) -> None:
+    for mode in (0o777, 0o775):
+        tmp_path.chmod(mode)
+        with pytest.raises(UsageError, match="can be written by others"):
+            loader_serve.resolved(Config(root=tmp_path))

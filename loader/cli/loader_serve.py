@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import stat
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from loader.cache.layout import replace_file
 from loader.cache.ready import boot_id
 from loader.cli.common import print_json, print_table
 from loader.config import SETTINGS_VARIABLE, Config
-from loader.errors import KernelSupportError, LoaderError
+from loader.errors import KernelSupportError, LoaderError, UsageError
 from loader.keeper import supervisor
 from loader.keeper.config import KeeperConfig
 from loader.probe import choose
@@ -55,6 +56,7 @@ def resolved(config: Config) -> Config:
     (A daemon that takes over mounts must go on as before, and cannot try a device that its predecessor still holds.)
     """
     config.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_owner(config.root)
     known = _read_choice(config.root)
     if known and config.plane in ("auto", known[0]) and config.form in ("auto", known[1]):
         return _applied(config, *known)
@@ -63,6 +65,13 @@ def resolved(config: Config) -> Config:
     choice = {"boot": boot_id().hex(), "plane": finding.plane, "form": finding.form.value, "shares": finding.shares}
     replace_file(config.root / CHOICE, json.dumps(choice).encode(), config.root)
     return _applied(config, finding.plane, finding.form.value, finding.shares)
+
+
+def _check_owner(root: Path) -> None:
+    """Whoever else can write there could put other files and links under the daemon's feet."""
+    found = root.stat()
+    if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise UsageError(f"{root} can be written by others than root", hint=f"chown root {root}; chmod go-w {root}")
 
 
 def _applied(config: Config, plane: str, form: str, shares: bool) -> Config:
