@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from erofs_builder.digest import Digest
 from erofs_builder.payload import Form
-from loader.cache.claims import FlightTable
+from loader.cache.claims import LEAST_AHEAD, FlightTable
 from loader.cache.layout import Layout
 from loader.cache.state import State
 from loader.convert.convert import Request, convert
@@ -20,6 +22,7 @@ from loader.errors import NotFoundError
 from loader.registry.base import ImageSource
 from loader.registry.config import RegistryConfig
 from loader.registry.open import open_image
+from loader.trace import TRACE_TYPE
 from loader.worker.counters import Counters
 from loader.worker.images import Images
 from loader.worker.link_estimate import LinkEstimate
@@ -36,11 +39,16 @@ class _Slow:
     def __init__(self, source: ImageSource, gate: threading.Event) -> None:
         self._source, self._gate = source, gate
         self.lookups = 0
+        self.listed: list[str] = []  # types of which the referrers were listed
 
     def resolve(self, reference: str) -> Any:
         self.lookups += 1
         assert self._gate.wait(30)
         return self._source.resolve(reference)
+
+    def referrers(self, subject: Digest, artifact_type: str) -> Any:
+        self.listed.append(artifact_type)
+        return self._source.referrers(subject, artifact_type)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)
@@ -75,10 +83,10 @@ def images(tmp_path: Path, gate: threading.Event, opened: list[_Slow]) -> Iterat
     state.close()
 
 
-def _image(directory: Path, name: str) -> str:
+def _image(directory: Path, name: str, content: bytes = b"") -> str:
     tree = directory / name
     tree.mkdir()
-    (tree / "file").write_text(f"content of {name}" * 500)
+    (tree / "file").write_bytes(content or f"content of {name}".encode() * 500)
     reference = f"oci:{directory}/layout:{name}"
     convert(Request(f"rootfs:{tree}", reference), RegistryConfig())
     return reference
@@ -109,6 +117,16 @@ def test_one_lookup_for_all(tmp_path: Path, images: Images, gate: threading.Even
     assert all(record == records[0] for record in records)
     assert sum(source.lookups for source in opened) == 1
     assert images.payload(records[0].digest, Form.ENCODED)[1].tables
+
+
+def test_a_trace_is_asked_for_where_there_is_much_to_choose_from(
+    tmp_path: Path, images: Images, gate: threading.Event, opened: list[_Slow]
+) -> None:
+    gate.set()
+    images.add(_image(tmp_path, "small"), Form.ENCODED)
+    assert opened[0].listed == []
+    images.add(_image(tmp_path, "large", os.urandom(LEAST_AHEAD)), Form.ENCODED)
+    assert opened[0].listed == [TRACE_TYPE]
 
 
 def test_a_failure_is_everybodys_and_not_for_ever(tmp_path: Path, images: Images, gate: threading.Event) -> None:

@@ -88,11 +88,7 @@ def replace_file(path: Path, data: bytes, tmp: Path, *, durable: bool = True) ->
     """Write a file so that after a crash either the old or the new one is there, whole (of a `durable` one)."""
     temporary = tmp / f"{os.getpid()}-{os.urandom(6).hex()}"
     try:
-        with temporary.open("xb") as stream:
-            stream.write(data)
-            if durable:
-                stream.flush()
-                os.fsync(stream.fileno())
+        _write_new(temporary, data, durable)
         try:
             temporary.rename(path)
         except FileNotFoundError:
@@ -103,6 +99,18 @@ def replace_file(path: Path, data: bytes, tmp: Path, *, durable: bool = True) ->
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _write_new(path: Path, data: bytes, durable: bool) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+        if durable:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def sync_directory(path: Path) -> None:

@@ -16,7 +16,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -142,8 +142,8 @@ class State:
         entry = {
             "key": self._key,
             "next_object": self.next_object,
-            "objects": [asdict(item) for item in objects],
-            "mounts": [asdict(record) for record in mounts],
+            "objects": [_fields(item) for item in objects],
+            "mounts": [_fields(record) for record in mounts],
         }
         line = _json(entry).encode() + b"\n"
         if self.unsaved or len(line) > self._room:
@@ -204,7 +204,7 @@ class State:
 
     def _text(self, key: int | str, fields: Any, item: Object | MountRecord) -> tuple[Any, str]:
         known = self._texts.get(key)
-        return known if known is not None and known[0] == fields else (fields, _json(asdict(item)))
+        return known if known is not None and known[0] == fields else (fields, _json(_fields(item)))
 
     def new_object(self, plane: str, **fields: Any) -> Object:
         """A fresh object, recorded but not saved."""
@@ -217,6 +217,11 @@ class State:
         """Forget mounts whose target is not among `targets` any more."""
         for target in [target for target in self.mounts if target not in targets]:
             del self.mounts[target]
+
+
+def _fields(item: Object | MountRecord) -> dict[str, Any]:
+    """`asdict` without the copies, for what is encoded at once."""
+    return {name: getattr(item, name) for name in item.__slots__}
 
 
 def _json(value: Any) -> str:

@@ -151,7 +151,8 @@ class Mounting:
         result, fd = self._link.call("create", name=key, path=str(path), form=form.value, size=size)
         if fd is None:
             raise LoaderError(f"the keeper opened {key}, but sent no descriptor")
-        return self._objects.add_fanotify(int(result["object"]), form, table.blob_digest, fd, result.get(PRESENCE))
+        number, presence = int(result["object"]), result.get(PRESENCE)
+        return self._objects.add_fanotify(number, form, table.blob_digest, fd, presence, table)
 
     @contextmanager
     def opened(self, image: ImageRecord, form: Form) -> Iterator[list[CacheFile]]:

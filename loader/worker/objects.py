@@ -14,6 +14,7 @@ from typing import Any
 
 from erofs_builder.digest import Digest
 from erofs_builder.errors import FormatError
+from erofs_builder.frames import FrameTable
 from erofs_builder.payload import Form, device_tag
 from loader.cache.files import CacheFile, load_table
 from loader.cache.layout import Layout
@@ -106,17 +107,21 @@ class Objects:
         with self._lock:
             return [file for file in self._files.values() if file.blob == blob and file.form is form and file.writer]
 
-    def add_fanotify(self, number: int, form: Form, blob: Digest, fd: int, presence: int | None = None) -> CacheFile:
+    def add_fanotify(
+        self, number: int, form: Form, blob: Digest, fd: int, presence: int | None = None,
+        table: FrameTable | None = None,
+    ) -> CacheFile:  # fmt: skip
         """A marked cache file of ours; its descriptor was opened before the mark.
 
-        `presence` is the descriptor of the keeper's bitmap. Both are taken over in any case.
+        `presence` is the descriptor of the keeper's bitmap. Both are taken over in any case. `table` is read from the
+        cache if it is not at hand.
         """
         shared = _open_presence(presence)
         key, writer = blob_key(form, blob), BufferedWriter(fd)
         try:
             file = self._files.get(key)
             if file is None:
-                table = load_table(self._layout, form, blob)
+                table = table or load_table(self._layout, form, blob)
                 ready = ReadyMap(self._layout.blob(blob, form), len(table), self._layout.tmp)
                 sums = Sums(self._layout.blob(blob, form), len(table)) if form is Form.DECODED else None
                 file = CacheFile(key, form, table, ready, trusted=True, sums=sums)
