@@ -15,10 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+from erofs_builder.command import Command
 from erofs_builder.errors import ArtifactError
 from erofs_builder.frame_list import MAX_FRAMES, MAX_TEXT, Place, decode_frames, encode_frames
 from erofs_builder.model import Blob, Node
-from erofs_builder.startup import LIBRARY_DIRECTORIES, Command, ReadFrame, Start, frames_of
+from erofs_builder.startup import LIBRARY_DIRECTORIES, ReadFrame, Start, frames_of
 from erofs_builder.startup import Place as BlobPlace
 
 MAX_MODULES = 256  # the largest ones

@@ -23,6 +23,9 @@ from erofs_builder.hot import crc32c
 ALIGNMENT = 65536
 MAGIC = b"EROFSMD\x01"
 VERSION = 1
+# zstd level of a payload in the registry, unless told otherwise.
+# On a Debian root of 17,391 inodes: 9 takes 0.05 s for both forms and gives 24 bytes an inode, 18 takes 0.9 s for 21.8.
+PAYLOAD_LEVEL = 9
 _TRAILER = struct.Struct("<8sHBBIQQ12sI")
 
 

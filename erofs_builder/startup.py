@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from erofs_builder.command import Command
 from erofs_builder.elf import Program, read_program
 from erofs_builder.model import Blob, Node
 from erofs_builder.paths import lookup
@@ -28,21 +29,6 @@ MAX_FILES = 512
 MAX_SCRIPTS = 4  # interpreters that are scripts themselves
 # Encoded bytes of a file that is taken whole: nearly all of a program is used, of a large library little.
 _WHOLE_PROGRAM, _WHOLE_LIBRARY = 4 << 20, 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """What an image's config says about its start."""
-
-    arguments: tuple[str, ...] = ()  # entrypoint and command
-    environment: tuple[str, ...] = ()
-    directory: str = "/"
-
-    def variable(self, name: str) -> bytes:
-        """The value of a variable of the environment, empty without one."""
-        prefix = name + "="
-        found = [text[len(prefix) :] for text in self.environment if text.startswith(prefix)]
-        return found[-1].encode(errors="surrogateescape") if found else b""
 
 
 def start_frames(root: Node, command: Command, read_frame: ReadFrame) -> list[Place]:

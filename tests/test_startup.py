@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from erofs_builder.command import Command
 from erofs_builder.elf import read_program
 from erofs_builder.errors import ArtifactError
 from erofs_builder.followers import decode_followers, encode_followers, find_followers
@@ -18,7 +19,7 @@ from erofs_builder.layer import build_layer
 from erofs_builder.model import Blob, Node
 from erofs_builder.paths import lookup
 from erofs_builder.python_modules import byte_code, is_core, library_of
-from erofs_builder.startup import Command, start_frames
+from erofs_builder.startup import start_frames
 from erofs_builder.tree import flatten
 from tests.support.oci import tar_of
 

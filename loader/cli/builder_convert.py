@@ -10,11 +10,11 @@ import click
 from erofs_builder.blob import DEFAULT_LEVEL, HARD_LEVEL
 from erofs_builder.fingerprint import LARGE
 from erofs_builder.layer import Options
+from erofs_builder.payload import PAYLOAD_LEVEL
 from loader.artifact import descriptor_to_json
 from loader.cli.bars import progress_bars
 from loader.cli.builder_options import config_option, registry_config
 from loader.cli.common import human_size, insecure_option, json_option, print_json, print_table
-from loader.convert.assemble import PAYLOAD_LEVEL
 from loader.convert.convert import Converted, ConvertedLayer, Request, Result, lean_memory
 from loader.convert.convert import convert as convert_image
 

@@ -11,26 +11,23 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING
 
+from erofs_builder.command import Command
 from erofs_builder.digest import Digest
 from erofs_builder.hot import keep_memory
 from erofs_builder.layer import Layer, Options
 from erofs_builder.model import Blob, Node
-from erofs_builder.page_trace import PageRun
+from erofs_builder.payload import PAYLOAD_LEVEL
 from erofs_builder.pieces import Base
-from erofs_builder.rootfs import build_rootfs
-from erofs_builder.startup import Command
-from erofs_builder.startup_layout import Relaid, rebuild
 from loader.artifact import ARTIFACT_TYPE, INDEX_TYPE, descriptor_to_json
-from loader.convert.assemble import PAYLOAD_LEVEL, Assembled, assemble
-from loader.convert.base import BaseArtifact, load_base
 from loader.convert.layers import blob_path, convert_layer
 from loader.convert.progress import NoProgress, Progress, Task
-from loader.convert.publish import Published, as_newest, publish
 from loader.convert.side_by_side import side_by_side
 from loader.convert.source import ALL_PLATFORMS, SourceImage, SourceLayer, load_source
-from loader.convert.start import frame_reader, start_list
 from loader.errors import NotFoundError, UsageError
 from loader.registry.base import Descriptor, ImageTarget
 from loader.registry.config import RegistryConfig
@@ -39,8 +36,16 @@ from loader.registry.layout import Layout
 from loader.registry.open import check_target, open_image, open_reference, open_target
 from loader.registry.patience import patiently
 from loader.registry.reference import RootfsReference, parse_reference
-from loader.trace import load_page_trace
 
+if TYPE_CHECKING:
+    from erofs_builder.page_trace import PageRun
+    from erofs_builder.startup_layout import Relaid
+    from loader.convert.assemble import Assembled
+    from loader.convert.base import BaseArtifact
+    from loader.convert.publish import Published
+
+# What is done with layers once they are converted is loaded while that goes on: nothing else is done before it.
+_AFTERWARDS = ("loader.convert.assemble", "loader.convert.publish", "loader.convert.start")
 _AT_ONCE = 4  # layers
 _SWITCH = 0.0005  # seconds
 
@@ -112,7 +117,7 @@ def convert(request: Request, config: RegistryConfig, progress: Progress | None 
             found = load_source(source, name, request.platform)
         base = _open_base(request, config, stack)
         platform = None if request.platform == ALL_PLATFORMS else request.platform
-        trace = load_page_trace(request.trace, config, platform) if request.trace else ()
+        trace = _load_trace(request.trace, config, platform) if request.trace else ()
         target, tag = open_target(request.target, config)  # last: a mistyped source leaves no empty layout
         stack.callback(target.close)
         directory = Path(stack.enter_context(_work_directory(target)))
@@ -131,9 +136,17 @@ def convert(request: Request, config: RegistryConfig, progress: Progress | None 
 def _open_base(request: Request, config: RegistryConfig, stack: ExitStack) -> BaseArtifact | None:
     if not request.base:
         return None
+    from loader.convert.base import load_base
+
     source, name = open_image(request.base, config)
     stack.callback(source.close)
     return load_base(source, name, None if request.platform == ALL_PLATFORMS else request.platform)
+
+
+def _load_trace(name: str, config: RegistryConfig, platform: str | None) -> Sequence[PageRun]:
+    from loader.trace import load_page_trace
+
+    return load_page_trace(name, config, platform)
 
 
 def _work_directory(target: ImageTarget) -> tempfile.TemporaryDirectory[str]:
@@ -173,6 +186,8 @@ class _Conversion:
             raise UsageError("a directory has no platforms", "leave --platform out")
         if not root.is_dir():
             raise NotFoundError(f"rootfs:{root}: no such directory")
+        from erofs_builder.rootfs import build_rootfs
+
         started = time.monotonic()
         file = blob_path(self._directory, 0)
         with file.open("wb") as out, self._progress.task("reading the directory", None) as task:
@@ -205,9 +220,12 @@ class _Conversion:
                     built = convert_layer(image.source, layer, out, options, self._pieces, task)
                 return ConvertedLayer(layer.descriptor, built, file, time.monotonic() - started)
 
+            loading = Thread(target=_load, args=_AFTERWARDS, name="loading")
+            loading.start()
             for done in side_by_side(convert, new, task, min(threads, _AT_ONCE)):
                 assert done.source is not None
                 self._done[done.source.digest] = done
+            loading.join()
         return tuple(self._done[layer.descriptor.digest] for layer in image.layers)
 
     def _finish(
@@ -218,6 +236,10 @@ class _Conversion:
         tag: str | None,
         command: Command | None = None,
     ) -> Converted:
+        from loader.convert.assemble import assemble
+        from loader.convert.publish import publish
+        from loader.convert.start import frame_reader, start_list
+
         base = self.base.blobs if self.base else ()
         files = {item.layer.blob.digest: item.file for item in layers if item.layer.blob}
         base_source = self.base.source if self.base else None
@@ -240,12 +262,19 @@ class _Conversion:
         self, files: dict[Digest, Path], read_frame: Callable[[Blob, int], bytes], root: Node
     ) -> Relaid | None:
         """Write the blob of the traced start, and note it among the files."""
+        from erofs_builder.startup_layout import rebuild
+
         file = self._directory / f"start-{len(files)}"
         with file.open("wb") as out, self._progress.task("start-up blob", None):
             relaid = rebuild(root, self._trace, read_frame, out, self._request.options.threads)
         if relaid:
             files[relaid.blob.digest] = file
         return relaid
+
+
+def _load(*modules: str) -> None:
+    for module in modules:
+        import_module(module)
 
 
 def _size(layer: SourceLayer) -> int:
@@ -260,6 +289,8 @@ def _publish_index(
     tag: str | None,
 ) -> Descriptor:
     """The artifact index: one artifact per platform, with the source index as its subject."""
+    from loader.convert.publish import as_newest
+
     entries = [
         replace(item.published.descriptor, artifact_type=ARTIFACT_TYPE, platform=source.platform, annotations={})
         for item, source in zip(converted, sources, strict=True)

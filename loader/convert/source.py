@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from erofs_builder.command import Command
 from erofs_builder.digest import Digest
 from erofs_builder.errors import ArtifactError, FormatError, UnsupportedError
-from erofs_builder.startup import Command
 from loader.artifact import ARTIFACT_TYPE, descriptor_from_json
-from loader.convert.start import command_of
 from loader.errors import NotFoundError, UsageError
 from loader.registry.base import Descriptor, ImageSource
 from loader.registry.documents import (
@@ -136,3 +136,19 @@ def _platform(config: dict[str, Any]) -> dict[str, Any]:
 def _refuse_artifact(document: dict[str, Any], what: str) -> None:
     if document.get("artifactType") == ARTIFACT_TYPE:
         raise UsageError(f"{what}: is converted already", "name the source image, not its artifact")
+
+
+def command_of(config: Mapping[str, Any]) -> Command:
+    """The command of an image's config; without one, or with a malformed one, an empty command."""
+    section = config.get("config")
+    section = section if isinstance(section, dict) else {}
+    directory = section.get("WorkingDir")
+    return Command(
+        (*_strings(section.get("Entrypoint")), *_strings(section.get("Cmd"))),
+        _strings(section.get("Env")),
+        directory if isinstance(directory, str) and directory.startswith("/") else "/",
+    )
+
+
+def _strings(value: object) -> tuple[str, ...]:
+    return tuple(item for item in value if isinstance(item, str)) if isinstance(value, list) else ()

@@ -4,32 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from erofs_builder.command import Command
 from erofs_builder.digest import Digest
 from erofs_builder.erofs.flat import decode_frame
 from erofs_builder.followers import encode_followers, find_followers
 from erofs_builder.frame_list import encode_frames
 from erofs_builder.model import Blob, Node
-from erofs_builder.startup import Command, start_frames
+from erofs_builder.startup import start_frames
 from loader.artifact import FOLLOWERS_ANNOTATION, START_ANNOTATION
 from loader.registry.base import ImageSource
-
-
-def command_of(config: Mapping[str, Any]) -> Command:
-    """The command of an image's config; without one, or with a malformed one, an empty command."""
-    section = config.get("config")
-    section = section if isinstance(section, dict) else {}
-    directory = section.get("WorkingDir")
-    return Command(
-        (*_strings(section.get("Entrypoint")), *_strings(section.get("Cmd"))),
-        _strings(section.get("Env")),
-        directory if isinstance(directory, str) and directory.startswith("/") else "/",
-    )
-
-
-def _strings(value: object) -> tuple[str, ...]:
-    return tuple(item for item in value if isinstance(item, str)) if isinstance(value, list) else ()
 
 
 def frame_reader(files: Mapping[Digest, Path], base: ImageSource | None = None) -> Callable[[Blob, int], bytes]:
