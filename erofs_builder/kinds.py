@@ -8,6 +8,7 @@ keeps what is not needed out of what is fetched; the sizes trade bytes fetched a
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from erofs_builder.python_modules import is_core
@@ -48,16 +49,9 @@ _BY_SUFFIX = {
     )
     for suffix in suffixes.split()
 }
-_DOCUMENT_DIRECTORIES = (
-    b"/share/doc/",
-    b"/share/man/",
-    b"/share/locale/",
-    b"/share/info/",
-    b"/share/i18n/",
-    b"/dpkg/info/",
-)
+_DOCUMENT_DIRECTORIES = re.compile(rb"/share/(?:doc|man|locale|info|i18n)/|/dpkg/info/")
 # A compiler's own programs and libraries; and tests, which packages put beside what they test.
-_DEVELOPMENT_DIRECTORIES = (b"/lib/gcc/", b"/libexec/gcc/", b"/tests/", b"/test/")
+_DEVELOPMENT_DIRECTORIES = re.compile(rb"/lib(?:exec)?/gcc/|/tests?/")
 _PACKED_MAGICS = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh", b"PK\x03\x04", b"\x89PNG")
 
 
@@ -66,7 +60,7 @@ def classify(path: bytes, head: bytes) -> Kind:
     rooted = b"/" + path
     if head.startswith(_PACKED_MAGICS):
         return PACKED
-    if path.endswith(b".o") or any(directory in rooted for directory in _DEVELOPMENT_DIRECTORIES):
+    if path.endswith(b".o") or _DEVELOPMENT_DIRECTORIES.search(rooted):
         return DEVELOPMENT
     if head[:4] == b"\x7fELF":
         return ELF
@@ -77,6 +71,6 @@ def classify(path: bytes, head: bytes) -> Kind:
         return CORE
     if kind is not None:
         return kind
-    if any(directory in rooted for directory in _DOCUMENT_DIRECTORIES):
+    if _DOCUMENT_DIRECTORIES.search(rooted):
         return DOCUMENT
     return SCRIPT if head[:2] == b"#!" else OTHER

@@ -103,13 +103,12 @@ class Pieces:
         self._offsets.append(offset)
         self._lengths.append(length)
         self._digests += digest
-        short = _short(digest)
-        if self._first(digest) is not None:
-            self._known_at_start[digest] = number
-        elif short in self._known:
-            self._alike[digest] = number
-        else:
-            self._known[short] = number
+        first = self._known.setdefault(_short(digest), number)
+        if first != number:
+            if digest in self._alike or self.digest(first) == digest:
+                self._known_at_start[digest] = number
+            else:
+                self._alike[digest] = number
         return number
 
     def add_held(self, digest: bytes, piece: BasePiece) -> int:

@@ -27,6 +27,7 @@ REGULAR, HARD_LINK, SYMLINK, CHAR, BLOCK_DEVICE, DIRECTORY, FIFO = b"0123456"
 _PAX, _PAX_GLOBAL, _PAX_SOLARIS = b"xgX"
 _LONG_NAME, _LONG_LINK, _GNU_SPARSE, _GNU_DUMP = b"LKSD"
 _SOLARIS_ACL, _VOLUME = b"AV"
+_EXTENSIONS = frozenset((_PAX, _PAX_GLOBAL, _PAX_SOLARIS, _LONG_NAME, _LONG_LINK, _SOLARIS_ACL, _VOLUME))
 _SAME_AS_REGULAR = frozenset(b"\0" + b"7")  # V7's, and "contiguous" files
 _FILE_KINDS = _SAME_AS_REGULAR | {REGULAR}
 _HASHED_MAX = 256 << 10  # larger files are hashed in pieces, by whoever cuts them
@@ -79,6 +80,9 @@ class _Overrides:
     records: Records | None = None
 
 
+_NO_OVERRIDES = _Overrides()  # of nearly all entries, and never changed
+
+
 class TarReader:
     """Iterates over the entries; an entry's stored bytes can be read until the next one is asked for.
 
@@ -110,23 +114,27 @@ class TarReader:
         return self._input.peek(min(size, self._left))
 
     def _next_entry(self) -> TarEntry | None:
-        overrides = _Overrides()
+        overrides = _NO_OVERRIDES
         for _ in range(_HEADERS_PER_ENTRY):
-            self._input.skip(self._left)
+            if self._left:
+                self._input.skip(self._left)
             if self._padding and not self._input.at_end():  # `umoci insert` ends its layers with the last file's bytes
                 self._input.skip(self._padding)
             self._left = self._padding = 0
             offset = self._input.offset
             found = self._header(offset)
             if found is None:
-                if overrides != _Overrides():
+                if overrides is not _NO_OVERRIDES and overrides != _NO_OVERRIDES:
                     raise TarError(f"tar: extension headers without an entry before offset {offset}")
                 return None
             header, block = found
             if header.kind in _PLAIN_KINDS and overrides.records is None and not self._global:
                 return self._simple(header, block, overrides, offset)
-            if not self._extension(header, block, overrides, offset):
+            if header.kind not in _EXTENSIONS:
                 return self._entry(header, block, overrides, offset)
+            if overrides is _NO_OVERRIDES:
+                overrides = _Overrides()
+            self._extension(header, overrides, offset)
         raise TarError(f"tar: more than {_HEADERS_PER_ENTRY} headers for one entry before offset {self._input.offset}")
 
     def _header(self, offset: int) -> tuple[Header, memoryview] | None:
@@ -177,34 +185,24 @@ class TarReader:
 
     def _simple(self, header: Header, block: memoryview, overrides: _Overrides, offset: int) -> TarEntry:
         """An entry without PAX records: nearly all of most archives, so kept short."""
-        size = header.size if header.kind == REGULAR else 0
+        mode, uid, gid, size, mtime, major, minor, _, link_length, _, kind = header
+        if kind != REGULAR:
+            size = 0
         if size < 0:
             raise TarError(f"tar: negative size in the header at offset {offset}")
         self._open(size)
         name = _name(header, block) if overrides.name is None else overrides.name
-        link = bytes(block[157 : 157 + header.link_length]) if overrides.link is None else overrides.link
+        link = overrides.link
+        if link is None:
+            link = bytes(block[157 : 157 + link_length]) if link_length else b""
+        digest = self._digest(size) if size else None
         return TarEntry(
-            name,
-            header.kind,
-            header.mode & 0o7777,
-            header.uid,
-            header.gid,
-            header.mtime,
-            0,
-            size,
-            link,
-            (header.devmajor, header.devminor),
-            _EMPTY,
-            None,
-            offset,
-            self._digest(size),
+            name, kind, mode & 0o7777, uid, gid, mtime, 0, size, link, (major, minor), _EMPTY, None, offset, digest
         )
 
-    def _extension(self, header: Header, block: memoryview, overrides: _Overrides, offset: int) -> bool:
-        """Take in a header that describes the next entry; False if it is an entry itself."""
+    def _extension(self, header: Header, overrides: _Overrides, offset: int) -> None:
+        """Take in a header that describes the next entry."""
         kind = header.kind
-        if kind not in (_PAX, _PAX_GLOBAL, _PAX_SOLARIS, _LONG_NAME, _LONG_LINK, _SOLARIS_ACL, _VOLUME):
-            return False
         if not 0 <= header.size <= MAX_EXTENSION:
             raise TarError(f"tar: extension header of {header.size} bytes at offset {offset}, at most {MAX_EXTENSION}")
         data = bytes(self._input.take(header.size))
@@ -217,7 +215,6 @@ class TarReader:
             overrides.records = _at_offset(pax.parse_records, data, offset)
         elif kind == _PAX_GLOBAL:
             self._take_globals(_at_offset(pax.parse_records, data, offset), offset)
-        return True
 
     def _take_globals(self, records: Records, offset: int) -> None:
         for key, value in records:
