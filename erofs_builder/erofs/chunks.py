@@ -58,6 +58,11 @@ class DecodedFiles:
     def body(self, node: Node) -> Body:
         if not node.size:
             return EMPTY_BODY
+        if len(node.extents) == 1 and (blob := node.extents[0].blob) is not None and blob.table is not None:
+            _, frame, offset, length = node.extents[0]
+            device, base = self._addresses[blob]
+            block = base + ((blob.table.frame_decoded_offset(frame) + offset) >> BLOCK_BITS)
+            return Body(chunk_format(chunk_bits(blocks_of(length))), CHUNK_INDEX.pack(0, device, block))
         runs = list(_runs(node))
         bits = _exact_chunk_bits(runs)
         chunk = 1 << bits

@@ -137,9 +137,8 @@ class EncodedFiles:
         if extent.blob is None:
             return None
         offsets = self._packed.get(extent.blob)
-        if offsets is None or offsets[extent.frame] == _NOT_PACKED:
-            return None
-        return offsets[extent.frame] + extent.frame_offset
+        offset = offsets[extent.frame] if offsets else _NOT_PACKED
+        return None if offset == _NOT_PACKED else offset + extent.frame_offset
 
     def packed_body(self, packed: Node) -> Body:
         """The packed inode's own index."""

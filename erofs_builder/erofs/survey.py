@@ -66,6 +66,7 @@ class Survey:
         count = len(self.tree.nodes)
         self.extended = bytearray(count)  # whether the inode has 64 bytes
         self.heads = array("L", bytes(8 * count))  # bytes of the inode and its attributes
+        self.names: dict[int, list[bytes]] = {}  # of a directory's dirents, in their order
         self.flat_sizes = array("Q", bytes(8 * count))  # bytes of a directory's or symlink's data
         for number, node in self.tree:
             self._measure(number, node)
@@ -91,7 +92,8 @@ class Survey:
         self.extended[number] = extended
         self.heads[number] = (_EXTENDED_SIZE if extended else _COMPACT_SIZE) + len(self.attributes(node))
         if node.children is not None:
-            self.flat_sizes[number] = dirs.data_size(dirs.sorted_names(node.children))
+            names = self.names[number] = dirs.sorted_names(node.children)
+            self.flat_sizes[number] = dirs.data_size(names)
         elif node.target:
             self.flat_sizes[number] = len(node.target)
 

@@ -40,6 +40,7 @@ from erofs_builder.errors import UnsupportedError
 from erofs_builder.model import Blob, Node
 from erofs_builder.payload import ALIGNMENT, Form
 
+_pack_compact, _pack_extended = on_disk.INODE_COMPACT.pack_into, on_disk.INODE_EXTENDED.pack_into
 _COMPACT_SIZE, _EXTENDED_SIZE = on_disk.INODE_COMPACT.size, on_disk.INODE_EXTENDED.size
 
 
@@ -162,7 +163,7 @@ class _Writer:
         return image
 
     def _encode_node(self, image: bytearray, number: int, node: Node) -> None:
-        kind = stat.S_IFMT(node.mode)
+        kind = node.mode & 0o170000
         xattrs = self.survey.attributes(node)
         if kind == stat.S_IFREG:
             self._write_inode(image, number, node, self.tree.nlink(number), node.size, xattrs, self.files.body(node))
@@ -178,7 +179,7 @@ class _Writer:
 
     def _directory(self, number: int, node: Node) -> tuple[bytes, int]:
         children = node.children or {}
-        names = dirs.sorted_names(children)
+        names = self.survey.names[number]
         offsets, number_of = self.offsets, self.tree.number
         nids, types = [], []
         for name in names:
@@ -203,33 +204,21 @@ class _Writer:
         self, image: bytearray, number: int, node: Node, nlink: int, size: int, xattrs: bytes, body: Body
     ) -> None:
         offset, i_format = self.offsets[number], self.formats[number]
+        i_u, data = body
+        count = icount(xattrs) if xattrs else 0
         if i_format & on_disk.INODE_LAYOUT_EXTENDED:
-            on_disk.INODE_EXTENDED.pack_into(
-                image,
-                offset,
-                i_format,
-                icount(xattrs),
-                node.mode,
-                0,
-                size,
-                body.i_u,
-                0,
-                node.uid & U32_MAX,
-                node.gid & U32_MAX,
-                node.mtime,
-                node.mtime_nsec,
-                nlink,
+            uid, gid = node.uid & U32_MAX, node.gid & U32_MAX
+            _pack_extended(
+                image, offset, i_format, count, node.mode, 0, size, i_u, 0, uid, gid, node.mtime, node.mtime_nsec, nlink
             )
             end = offset + _EXTENDED_SIZE
         else:
-            on_disk.INODE_COMPACT.pack_into(
-                image, offset, i_format, icount(xattrs), node.mode, nlink, size, 0, body.i_u, 0, node.uid, node.gid, 0
-            )
+            _pack_compact(image, offset, i_format, count, node.mode, nlink, size, 0, i_u, 0, node.uid, node.gid, 0)
             end = offset + _COMPACT_SIZE
         if xattrs:
             image[end : end + len(xattrs)] = xattrs
             end += len(xattrs)
-        if body.data:
+        if data:
             if i_format >> DATALAYOUT_BIT != INODE_FLAT_INLINE:
                 end += -end % 8
-            image[end : end + len(body.data)] = body.data
+            image[end : end + len(data)] = data
