@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from erofs_builder.blob import BlobWriter, Buffer
 from erofs_builder.frames import BLOCK, FrameTable
 from erofs_builder.hot import sha256_many
-from erofs_builder.kinds import SMALLEST_PIECE, Kind, classify
+from erofs_builder.kinds import Kind, classify
 from erofs_builder.pax import Segments
 from erofs_builder.pieces import HOLE, Base, CutFile, FileRef, Pieces
 
@@ -27,8 +27,6 @@ Hash = Callable[[Buffer, Sequence[tuple[int, int]]], list[bytes]]
 
 
 EMPTY = CutFile((), ())
-# A file up to this size is one piece whatever its kind.
-ONE_PIECE = SMALLEST_PIECE + SMALLEST_PIECE // 2
 _SHORTEST_BIN = 16 * BLOCK
 _TOGETHER = 2  # pieces that are hashed in one call
 

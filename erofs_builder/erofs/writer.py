@@ -81,7 +81,7 @@ class _Writer:
         self.formats = bytearray(len(self.tree.nodes) + 1)
         self.offsets = array("Q", bytes(8 * (len(self.tree.nodes) + 1)))
         self.data_blocks: dict[int, int] = {}  # number: first of its whole blocks, from the start of their area
-        self.inodes_end = self.data_area = self.zero_block = self.shared_area = self.size = 0
+        self.data_area = self.zero_block = self.shared_area = self.size = 0
 
     # Where everything goes.
 
@@ -102,7 +102,6 @@ class _Writer:
             body = index_size(self.packed)
             self.formats[-1] = on_disk.INODE_LAYOUT_EXTENDED
             position = self._put(-1, position, _EXTENDED_SIZE, on_disk.INODE_COMPRESSED_FULL, body)
-        self.inodes_end = position
         self.data_area = blocks_of(position)
         self.zero_block = self.data_area + whole_blocks
         self.shared_area = self.zero_block + self._needs_zero_frame()

@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,14 +36,6 @@ log = logging.getLogger(__name__)
 # The encoded form must not be mounted with the kernel's default strategy: it keeps compressed pages of its own, and a
 # page that was read through a hole stays bad after the hole was filled.
 OPTIONS = {Form.ENCODED: ["cache_strategy=disabled"], Form.DECODED: []}
-
-
-@dataclass(frozen=True, slots=True)
-class Mounted:
-    """A mount that this daemon made."""
-
-    record: MountRecord
-    image: ImageRecord
 
 
 class Mounting:
