@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import tarfile
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -131,10 +132,8 @@ def test_not_an_archive(tmp_path: Path, data: bytes) -> None:
 
 @pytest.mark.parametrize("find", sorted((FINDS / "docker-archive").iterdir()), ids=lambda path: path.name)
 def test_hostile_archives(find: Path) -> None:
-    archive = DockerArchive(find)
-    with pytest.raises((ArtifactError, NotFoundError)):
+    with pytest.raises((ArtifactError, NotFoundError)), closing(DockerArchive(find)) as archive:
         archive.resolve("")
-    archive.close()
 
 
 @pytest.mark.parametrize(

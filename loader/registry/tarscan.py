@@ -17,6 +17,7 @@ REGULAR, HARD_LINK, SYMLINK = b"012"
 _KINDS = {0: REGULAR, ord("7"): REGULAR}
 _PAX, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK = b"xgLK"
 _MAX_EXTENSION = 1 << 20
+_LARGEST = (1 << 63) - 2 * BLOCK  # what lies behind it has an offset too
 _MAX_HEADERS = 400_000  # extension headers among them
 
 ReadAt = Callable[[int, int], bytes]  # (length, offset): fewer bytes only at the end
@@ -65,6 +66,8 @@ def scan(read_at: ReadAt) -> Iterator[Member]:
         stored = stored if kind not in (HARD_LINK, SYMLINK) else 0
         if stored < 0:
             raise TarError(f"negative size in the header at offset {at - BLOCK}")
+        if stored > _LARGEST - at:
+            raise TarError(f"a size of {stored} in the header at offset {at - BLOCK}")
         own_link = block[157 : 157 + fields[8]]
         yield Member(_own_name(block, fields) if name is None else name, kind, link or own_link, at, stored)
         name = link = size = None
