@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import random
 import signal
@@ -212,6 +213,8 @@ def test_restart_is_not_noticed(daemon: Daemon, image: Image, target: Path) -> N
     readers = start_readers(target)
     wait_until(lambda: daemon.call("status")["requests"])
     assert daemon.stop() == 0
+    kept = json.loads((daemon.root / "keeper.json").read_text())  # for an older version too, that knows no other file
+    assert [mount["target"] for mount in kept["mounts"]] == [str(target)]
     (daemon.source / "silent").unlink()
     daemon.start()
     check(readers, image)

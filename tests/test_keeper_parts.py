@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loader.errors import BusyError
+from loader.errors import BusyError, LoaderError
 from loader.keeper import supervisor
 from loader.keeper.calls import Calls
 from loader.keeper.config import KeeperConfig
@@ -247,7 +247,7 @@ def test_a_damaged_line_is_an_error(tmp_path: Path) -> None:
     _with_added(tmp_path)
     with (tmp_path / "keeper.added").open("a") as stream:
         stream.write("{}\n")
-    with pytest.raises(RuntimeError, match="damaged"):
+    with pytest.raises(LoaderError, match="damaged"):
         State.load(tmp_path)
 
 
@@ -287,8 +287,20 @@ def test_state_of_another_boot_is_forgotten(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "[]", '{"version": 1}', "{"])
 def test_damaged_state_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "keeper.json").write_text(text)
-    with pytest.raises(RuntimeError, match="damaged"):
+    with pytest.raises(LoaderError, match="damaged"):
         State.load(tmp_path)
+
+
+def test_state_of_another_version_is_refused_but_not_after_a_reboot(tmp_path: Path) -> None:
+    state = State.load(tmp_path)
+    state.new_object("fanotify")
+    state.save()
+    path = tmp_path / "keeper.json"
+    path.write_text(path.read_text().replace('"version":1', '"version":2'))
+    with pytest.raises(LoaderError, match="another version"):
+        State.load(tmp_path)
+    path.write_text(path.read_text().replace(state.boot_id, "another"))
+    assert State.load(tmp_path).objects == {}
 
 
 def test_state_that_cannot_be_written_stays_whole(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ class Leaving:
         unguarded = self._unguarded()
         if self._mode == "keep" and (unguarded or self._dies_with_us() or self._would_fail()):
             log.warning("incomplete images stay mounted: staying too, to refuse what is missing")
+            keeper.state.save()  # in one file: who takes over may be an older version
             keeper.park()
             self.done = True  # the state is another keeper's now
             return

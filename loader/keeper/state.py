@@ -21,9 +21,12 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from loader.errors import LoaderError
+
 log = logging.getLogger(__name__)
 VERSION = 1
 _LEAST_ROOM = 1 << 16  # bytes of additions before the file is replaced; of a larger file as many as it has
+_REMEDY = "unmount what it made, and remove this file and keeper.added"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -99,13 +102,18 @@ class State:
 
     @classmethod
     def load(cls, root: Path) -> State:
-        """The state of `root`; an empty one when there is none, or when it is of another boot."""
+        """The state of `root`; an empty one when there is none, or when it is of another boot.
+
+        LoaderError: it cannot be read, so nobody knows what is mounted and has to be guarded or fenced.
+        """
         path = root / "keeper.json"
         empty = cls(path, _BOOT_ID.read_text().strip())
         try:
             document = json.loads(path.read_text())
-            if document["version"] != VERSION or document["boot_id"] != empty.boot_id:
+            if document["boot_id"] != empty.boot_id:
                 return empty
+            if document["version"] != VERSION:
+                raise LoaderError(f"{path} is of another version of this program", f"start that one, or {_REMEDY}")
             state = cls(
                 path,
                 empty.boot_id,
@@ -121,7 +129,8 @@ class State:
         except FileNotFoundError:
             return empty
         except (ValueError, KeyError, TypeError) as error:
-            raise RuntimeError(f"{path} is damaged ({error!r}); it cannot be told which mounts are unguarded") from None
+            what = f"{path} is damaged ({error!r}); it cannot be told which mounts are unguarded"
+            raise LoaderError(what, _REMEDY) from None
 
     def _load_added(self) -> None:
         with contextlib.suppress(FileNotFoundError):
