@@ -5,9 +5,7 @@ The reader is a process, the mount the kernel's, the registry a real one behind 
 
 from __future__ import annotations
 
-import base64
 import itertools
-import json
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
@@ -22,7 +20,7 @@ from tests.support import faults
 from tests.support.daemon import BUILDER, REPOSITORY, Daemon, convert, make_files, start_cat
 from tests.support.faults import Fault, Plan, closed_port
 from tests.support.faulty_registry import FaultyRegistry
-from tests.support.registry import certificates, docker_registry, htpasswd_auth
+from tests.support.registry import certificates, docker_registry, htpasswd_auth, login_file
 from tests.support.token_server import token_server
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
@@ -364,12 +362,3 @@ def test_an_expired_certificate_is_named_and_its_successor_taken(tmp_path: Path)
 
 def read_files(target: Path, names: Iterable[str]) -> dict[str, str]:
     return {name: start_cat(target / name).communicate(timeout=60)[0].strip() for name in names}
-
-
-def login_file(directory: Path, username: str, password: str, *hosts: str) -> Path:
-    file = directory / "login.json"
-    auth = base64.b64encode(f"{username}:{password}".encode()).decode()
-    fresh = directory / "login.new"
-    fresh.write_text(json.dumps({"auths": {host: {"auth": auth} for host in hosts}}))
-    fresh.rename(file)
-    return file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import socket
 import subprocess
@@ -100,6 +101,16 @@ def htpasswd_auth(directory: Path, username: str, password: str) -> dict[str, An
     run = subprocess.run(["htpasswd", "-Bbn", username, password], check=True, capture_output=True)
     file.write_bytes(run.stdout)
     return {"htpasswd": {"realm": "test", "path": str(file)}}
+
+
+def login_file(directory: Path, username: str, password: str, *hosts: str) -> Path:
+    """A config.json with one login for some hosts; an older one is replaced."""
+    file = directory / "login.json"
+    auth = base64.b64encode(f"{username}:{password}".encode()).decode()
+    fresh = directory / "login.new"
+    fresh.write_text(json.dumps({"auths": {host: {"auth": auth} for host in hosts}}))
+    fresh.rename(file)
+    return file
 
 
 def self_signed(directory: Path, host: str = "127.0.0.1") -> tuple[Path, Path]:
