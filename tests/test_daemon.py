@@ -213,6 +213,9 @@ def test_removed_images_are_collected(daemon: Daemon, registry: FaultyRegistry) 
     busy = daemon.run("remove", image)
     assert busy.returncode == 14
     assert "mounted" in busy.stderr
+    with next(path for path in target.rglob("*") if path.is_file()).open("rb"):
+        busy = daemon.run("umount", str(target))
+        assert busy.returncode == 14 and "--lazy" in busy.stderr
     assert daemon.command("gc")["freed_bytes"] == 0
     daemon.command("umount", str(target))
     daemon.command("remove", image)

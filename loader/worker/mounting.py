@@ -190,7 +190,10 @@ class Mounting:
                 try:
                     self._link.call("umount", target=target, lazy=lazy)
                 except CallError as error:
-                    raise as_loader_error(error, f"unmounting {target}") from None
+                    refused = as_loader_error(error, "not unmounted")
+                    if isinstance(refused, BusyError):
+                        refused.hint = "something in it is open; --lazy detaches it now and lets go with the last user"
+                    raise refused from None
             self._state.remove_mount(target)
         self.release_unused()
 
