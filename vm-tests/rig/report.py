@@ -13,10 +13,10 @@ What was run where, and how it ended. This page is generated: `vm-tests/run --re
 of `vm-tests/kernels.toml` under QEMU, runs every scenario in every cell (a plane and a form of a kernel) and writes it;
 *host* is the kernel of the machine that ran it, without QEMU. A time is that of the whole scenario, with its own boots;
 of scenarios that share a boot the first one has it in its time. The machines are emulated and several ran at once, so
-it says nothing about speed. Within them the daemon's processes are forks of one that has imported the program; the host's
-own row and systemd_unit start them as they are installed. *Lost* is a machine that ended without an answer; it is neither
-passed nor failed. An empty place: the scenario is not for that cell. Of what is played once a kernel, or once a plane, the
-other cells say where.
+it says nothing about speed. Within them the daemon's processes are forks of one that has imported the program; the
+host's own row and systemd_unit start them as they are installed. *Lost* is a machine that ended without an answer; it
+is neither passed nor failed. An empty place: the scenario is not for that cell. Of what is played once a kernel, or
+once a plane, the other cells say where.
 
 With `--merge` a result stays until its scenario is run again in its cell, so the page may hold results of several runs
 and commits: the last table says which. Of a scenario that failed and was run again only the later result is here.
