@@ -17,6 +17,8 @@ METADATA = struct.Struct("=IBBHQii")
 INFO_HEADER = struct.Struct("=BBH")
 INFO_RANGE = struct.Struct("=BBHIQQ")
 RESPONSE = struct.Struct("=iI")
+_ALONE = struct.Struct("=IBBHQiiBBHIQQ")  # an event with its range record
+_ALONE_SIZES = (_ALONE.size, METADATA.size, INFO_RANGE.size)
 METADATA_VERSION = 3
 INFO_TYPE_RANGE = 6
 ALLOW = 1
@@ -41,6 +43,12 @@ class Event(NamedTuple):
 def parse_events(data: bytes) -> Iterator[Event]:
     """The events in what one read(2) of a group gave; ValueError when it is malformed."""
     position = 0
+    if len(data) == _ALONE.size:  # mostly: one event, of this very shape
+        length, version, _, metadata_length, mask, fd, pid, kind, _, info, _, offset, count = _ALONE.unpack(data)
+        sizes = (length, metadata_length, info)
+        if version == METADATA_VERSION and kind == INFO_TYPE_RANGE and sizes == _ALONE_SIZES:
+            yield Event(mask, fd, pid, offset, count)
+            return
     while position < len(data):
         if len(data) - position < METADATA.size:
             raise ValueError(f"fanotify: {len(data) - position} bytes left, an event has at least {METADATA.size}")

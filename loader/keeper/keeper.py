@@ -30,7 +30,7 @@ from loader.keeper.notes import HELD, Notes
 from loader.keeper.nursery import Nursery
 from loader.keeper.plane_cachefiles import CachefilesPlane
 from loader.keeper.plane_fanotify import FanotifyPlane
-from loader.keeper.protocol import Answer, Kind, Request, pack_json, pack_request, unpack
+from loader.keeper.protocol import Answer, Kind, Request, pack_json, pack_request, unpack, unpack_answer
 from loader.keeper.requests import Pending, Present, RequestTable
 from loader.keeper.state import State
 from loader.keeper.workers import Backoff, Worker
@@ -159,18 +159,15 @@ class Keeper:
             self._worker_gone(worker)
 
     def _on_packet(self, worker: Worker, packet: bytes) -> None:
+        if (answer := unpack_answer(packet)) is not None:
+            self._answer(answer)
+            return
         try:
             kind, body = unpack(packet)
         except ValueError as error:
             log.error("worker: %s", error)
             return
-        if isinstance(body, Answer):
-            pending = self.requests.take(body.id)
-            if pending is not None:
-                if not body.errno:
-                    self.requests.served()
-                self.plane.answer(pending, body.errno)
-        elif kind is Kind.OPENED and isinstance(body, dict):
+        if kind is Kind.OPENED and isinstance(body, dict):
             self._opened(body)
         elif kind is Kind.PONG:
             pass  # it was heard, that is all
@@ -178,6 +175,13 @@ class Keeper:
             self.calls.handle(body, self._replier(worker, body.get("token")))
         else:
             log.error("worker: unexpected %s", kind.name)
+
+    def _answer(self, answer: Answer) -> None:
+        pending = self.requests.take(answer.id)
+        if pending is not None:
+            if not answer.errno:
+                self.requests.served()
+            self.plane.answer(pending, answer.errno)
 
     def _opened(self, body: dict[str, Any]) -> None:
         number, size = body.get("id"), body.get("size")

@@ -13,12 +13,13 @@ from collections import deque
 from collections.abc import Iterator
 
 from loader.keeper.config import KeeperConfig
-from loader.keeper.fdstore import receive_with_fds, send_with_fds
+from loader.keeper.fdstore import send_with_fds
 from loader.keeper.nursery import Nursery, Process, worker_environment
 from loader.keeper.protocol import KEEPER_FD_ENV, MAX_PACKET, Kind, pack_json
 
 log = logging.getLogger(__name__)
 _BUFFER = 1 << 20
+_packet = memoryview(bytearray(MAX_PACKET))  # to receive into: a keeper has one thread, and copies what it got
 _MOST_QUEUED = 64 << 20  # bytes; all objects and requests of a busy node are a tenth of that
 _BATCH = 256  # packets taken at once: a worker that floods its keeper must not keep it from the kernel's requests
 _SO_SNDBUFFORCE = 32  # socket(7): SO_SNDBUF without the limit of net.core.wmem_max
@@ -47,6 +48,8 @@ class Worker:
 
         `given` is a second descriptor, which is closed once it was sent.
         """
+        if fd is None and given is None and not self._queue and self._send_now(packet):
+            return
         self._queue.append((packet, [each for each in (fd, given) if each is not None], given))
         self._queued += len(packet)
         if len(self._queue) == 1:
@@ -55,6 +58,13 @@ class Worker:
             log.error("the worker asks for much and reads nothing: killed")
             self._clear()
             self.signal(signal.SIGKILL)
+
+    def _send_now(self, packet: bytes) -> bool:
+        """What most packets need: no descriptors, and room for it."""
+        try:
+            return self.sock.send(packet) == len(packet)
+        except OSError:
+            return False
 
     def flush(self) -> None:
         """Send what is queued, as far as the socket takes it."""
@@ -79,18 +89,20 @@ class Worker:
         self._queued = 0
 
     def receive(self) -> Iterator[bytes]:
-        """Some of the packets that wait; EOFError behind the last packet of a worker that is gone."""
+        """Some of the packets that wait; EOFError behind the last packet of a worker that is gone.
+
+        A worker has no descriptors to give: the kernel closes those that are sent to who does not ask for them.
+        """
         for _ in range(_BATCH):
             try:
-                packet, fds = receive_with_fds(self.sock, MAX_PACKET)
+                size = self.sock.recv_into(_packet)
             except BlockingIOError:
                 return
             except OSError:
                 raise EOFError from None
-            for fd in fds:  # a worker has none to give
-                os.close(fd)
-            if not packet:
+            if not size:
                 raise EOFError
+            packet = bytes(_packet[:size])
             self.last_heard = time.monotonic()
             self.listens, self._pinged = True, 0.0
             yield packet
