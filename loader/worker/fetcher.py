@@ -112,7 +112,7 @@ class Fetcher:
         if taken is None:
             return self._resumed(flight, frame, asked, priority, source)
         if taken.written:
-            self._written(flight, frame, size, priority)
+            self._written(flight, frame, taken.data, priority)
         elif taken.right:
             self._keep(flight, frame, taken.data, priority, source)
         else:
@@ -231,10 +231,14 @@ class Fetcher:
             return
         self._landed(flight, len(data), priority)
 
-    def _written(self, flight: Flight, frame: Frame, size: int, priority: Priority) -> None:
-        """A frame's bytes were written already."""
-        flight.file.written(frame)
-        self._landed(flight, size, priority)
+    def _written(self, flight: Flight, frame: Frame, data: memoryview, priority: Priority) -> None:
+        """A frame's bytes were written already; where there is no room to say so, all is done as for any other."""
+        try:
+            flight.file.written(frame)
+        except OSError:
+            self._put(flight, frame, data, priority)
+        else:
+            self._landed(flight, len(data), priority)
 
     def _landed(self, flight: Flight, size: int, priority: Priority) -> None:
         """A frame is ready: whoever waits goes on, then all else is noted."""
