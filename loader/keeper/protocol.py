@@ -99,7 +99,7 @@ CALLS = {
 
 _REQUEST = struct.Struct("<BQIQQ")
 _ANSWER = struct.Struct("<BQi")
-_REQUEST_KIND = int(Kind.REQUEST)
+_REQUEST_KIND, _ANSWER_KIND = int(Kind.REQUEST), int(Kind.ANSWER)
 
 
 class Request(NamedTuple):
@@ -142,6 +142,13 @@ def unpack_request(packet: bytes) -> Request | None:
     if packet[0] != _REQUEST_KIND or len(packet) != _REQUEST.size:
         return None
     return Request._make(_REQUEST.unpack(packet)[1:])
+
+
+def unpack_answer(packet: bytes) -> Answer | None:
+    """The same in the other direction."""
+    if packet[0] != _ANSWER_KIND or len(packet) != _ANSWER.size:
+        return None
+    return Answer._make(_ANSWER.unpack(packet)[1:])
 
 
 def unpack(packet: bytes) -> tuple[Kind, Request | Answer | dict[str, Any]]:
