@@ -60,7 +60,6 @@ def flip_bits(path: Path) -> None:
             byte = stream.read(1)[0]
             stream.seek(offset)
             stream.write(bytes((byte ^ 4,)))
-    os.sync()
 
 
 def punch(path: Path) -> None:
@@ -71,7 +70,6 @@ def punch(path: Path) -> None:
     with path.open("r+b") as stream:
         size = ctypes.c_int64(200_704)
         assert libc.fallocate(stream.fileno(), 3, ctypes.c_int64(8192), size) == 0
-    os.sync()
 
 
 def read_until_right(target: Path, digests: dict[str, str], seconds: float = 30) -> bool:
@@ -87,8 +85,7 @@ def read_until_right(target: Path, digests: dict[str, str], seconds: float = 30)
     return False
 
 
-@pytest.mark.parametrize("damage", [flip_bits, punch])
-@pytest.mark.parametrize("registry_away", [False, True])
+@pytest.mark.parametrize(("damage", "registry_away"), [(flip_bits, False), (flip_bits, True), (punch, False)])
 def test_the_kernel_notices_bit_rot_and_the_frame_is_fetched_again(
     tmp_path: Path, published: Published, damage: Callable[[Path], None], registry_away: bool
 ) -> None:
@@ -155,10 +152,8 @@ def test_a_patrol_finds_what_nobody_else_would(tmp_path: Path, published: Publis
         assert daemon.command("scrub")["damaged"] == 0
 
 
-@pytest.mark.parametrize(
-    ("loss", "form"), [("damaged", "encoded"), ("header", "decoded"), ("gone", "encoded"), ("empty", "decoded")]
-)
-def test_the_database_is_made_again(tmp_path: Path, published: Published, form: str, loss: str) -> None:
+@pytest.mark.parametrize(("form", "losses"), [("encoded", ("damaged", "gone")), ("decoded", ("header", "empty"))])
+def test_the_database_is_made_again(tmp_path: Path, published: Published, form: str, losses: tuple[str, str]) -> None:
     address, digests = published
     image = f"docker://{address}/sample:1"
     with Daemon(tmp_path / "d", "--form", form) as daemon:
@@ -166,25 +161,29 @@ def test_the_database_is_made_again(tmp_path: Path, published: Published, form: 
         daemon.command("add", image, "--pin")
         assert read_all(target) == digests
         before = daemon.command("list")
-        daemon.stop()
         database = daemon.root / "records" / "state.db"
-        if loss == "gone":
-            database.unlink()
-        else:
-            data = bytearray(database.read_bytes())
-            if loss == "damaged":
-                data[4096:] = random.Random(1).randbytes(len(data) - 4096)
-            elif loss == "header":
-                data[:100] = bytes(100)
-            else:
-                data.clear()
-            database.write_bytes(data)
-        daemon.start()
-        drop_caches()
-        assert read_all(target) == digests
-        assert daemon.command("list") == before
-        aside = list(database.parent.glob("state.db.damaged-*"))
-        assert bool(aside) == (loss in ("damaged", "header"))
+        for loss in losses:
+            daemon.stop()
+            lose(database, loss)
+            daemon.start()
+            drop_caches()
+            assert read_all(target) == digests
+            assert daemon.command("list") == before
+        assert len(list(database.parent.glob("state.db.damaged-*"))) == 1  # what had something in it
+
+
+def lose(database: Path, how: str) -> None:
+    if how == "gone":
+        database.unlink()
+        return
+    data = bytearray(database.read_bytes())
+    if how == "damaged":
+        data[4096:] = random.Random(1).randbytes(len(data) - 4096)
+    elif how == "header":
+        data[:100] = bytes(100)
+    else:
+        data.clear()
+    database.write_bytes(data)
 
 
 def test_a_full_disk_is_waited_for(tmp_path: Path, published: Published) -> None:
@@ -329,13 +328,13 @@ def test_a_quota_evicts_what_nobody_reads(tmp_path: Path, published: Published, 
 
 @pytest.mark.parametrize("form", list(Form))
 def test_after_a_loss_of_power_only_what_was_synced_counts(tmp_path: Path, form: Form) -> None:
-    """Twenty times on a real file system that forgets what it had not been told to keep."""
+    """Fifteen times on a real file system that forgets what it had not been told to keep."""
     rng = random.Random(7)
     blob = sample(64)
     table = table_of(blob)
     whole = bytes(blob.decoded if form is Form.DECODED else blob.encoded)
     with LoopDisk(tmp_path, 64 << 20) as disk:
-        for boot in range(20):
+        for boot in range(15):
             file = _open(disk.path / "root", table.blob_digest, form, boot, table if not boot else None)
             _check_ready(file, whole)
             synced = 0
