@@ -76,8 +76,8 @@ class Contents:
 
     def each_digest(self) -> Iterator[bytes]:
         """The pieces' digests in order."""
-        digests = self.digests
-        return (bytes(digests[at : at + 32]) for at in range(0, len(digests), 32))
+        digests = bytes(self.digests)
+        return (digests[at : at + 32] for at in range(0, len(digests), 32))
 
     def append(self, digest: bytes, frame: int, offset: int, length: int) -> None:
         """Note a piece; `offset` is a multiple of 4 KiB."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 
 from erofs_builder.dedup import Deduplicator
 from erofs_builder.errors import FormatError, UnsupportedError
@@ -105,7 +104,8 @@ class _Tree:
             if before is not None and before.children is not None:
                 _take_over(before, node)
                 return
-            node = replace(node, children={})
+            node = node.copy()
+            node.children = {}
         if before is not None and before is not node:
             self._forget(before)
         children[name] = node

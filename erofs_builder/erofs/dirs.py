@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import accumulate, repeat
 
 from erofs_builder.erofs.layout import BLOCK, DIRENT, NAME_MAX
 from erofs_builder.errors import UnsupportedError
 
 _DIRENT_SIZE = DIRENT.size
+_FORBIDDEN = frozenset((b"", b".", b".."))
 
 
 def sorted_names(children: Iterable[bytes]) -> list[bytes]:
@@ -16,8 +17,13 @@ def sorted_names(children: Iterable[bytes]) -> list[bytes]:
     return sorted((b".", b"..", *children))
 
 
-def check_names(children: Iterable[bytes]) -> None:
+def check_names(children: Collection[bytes]) -> None:
     """UnsupportedError for a name that no directory can hold."""
+    text = b"".join(children)
+    # Nearly always all is well, which takes a third of the time to say of all names at once.
+    short = max(map(len, children), default=0) <= NAME_MAX
+    if short and _FORBIDDEN.isdisjoint(children) and b"/" not in text and b"\0" not in text:
+        return
     for name in children:
         if not name or len(name) > NAME_MAX or name in (b".", b"..") or b"/" in name or b"\0" in name:
             raise UnsupportedError(f"not a file name: {name[:300]!r}")
