@@ -12,9 +12,11 @@ _REASONS: list[tuple[str, str, str]] = [
         "R5",
         "plain layers",
         "of 2.8 s of processor time half is compression, as long as zstd's own; a fifth digests of layers, pieces, "
-        "frames and the blob, two messages at a time throughout; a fifth Python (the walk through the tar 0.3 s, both "
-        "forms' metadata and the list of a start 0.25 s, loading itself 0.1 s). One processor is idle for most of the "
-        "last two, 0.3 s, and one in ten before. Next: the walk and the metadata's records in C.",
+        "frames and the blob, two messages at a time throughout: these two alone, on both processors all the time, are "
+        "the limit. A fifth is Python: the walk through the tar 0.2 s, the tree and both forms' metadata 0.2 s, the "
+        "list of a start 0.05 s, loading itself 0.1 s, of which half goes beside the layers. One processor is idle in "
+        "the first 0.1 s and for half of the last 0.2 s, in which the tree is put together. Other settings of zstd at "
+        "the same size are no faster (docs/building.md). Next: the walk and the metadata's records in C.",
     ),
     (
         "R5",
