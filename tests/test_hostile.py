@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cachefiles import wire as cachefiles_wire
@@ -220,6 +220,7 @@ def block(name: bytes, link: bytes, kind: int, size: bytes, field: bytes) -> byt
 
 @hostile
 @given(st.lists(MEMBERS, max_size=5))
+@example([(b"a", b"", ord("0"), b"00000000000\0", b"0000000\0", [("size", "9223372036854775807")])])
 def test_layer(members: list[tuple[bytes, bytes, int, bytes, bytes, list[tuple[str, str]]]]) -> None:
     data = b""
     for name, link, kind, size, field, pax in members:

@@ -36,6 +36,7 @@ from loader.registry.streams import verified_stream
 
 TAG_ANNOTATION = "org.opencontainers.image.ref.name"
 _MAX_OPEN = 256  # blobs kept open for read_range
+_LARGEST_OFFSET = (1 << 63) - 1
 
 
 class Layout:
@@ -239,6 +240,8 @@ class Layout:
 
 def pread_whole(handle: int, length: int, offset: int) -> bytes:
     """`length` bytes of a file at `offset`, fewer only where the file ends."""
+    if offset > _LARGEST_OFFSET:  # a header may say so
+        return b""
     data = os.pread(handle, length, offset)
     while len(data) < length:
         more = os.pread(handle, length - len(data), offset + len(data))
