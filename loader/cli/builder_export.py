@@ -63,8 +63,10 @@ def export_flat(source: ImageSource, artifact: Artifact, form: Form, file: Path,
             out.flush()
             os.fchmod(out.fileno(), 0o644)
         Path(name).rename(file)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(file)
         raise
     return size
 

@@ -21,6 +21,7 @@ import click
 from erofs_builder.errors import FormatError, IntegrityError
 from loader.errors import LoaderError
 
+_ROOM = "make room where the output goes; of an upload that is TMPDIR first, which may be another disk"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -73,7 +74,7 @@ def explain(error: Exception) -> tuple[int, str, str | None]:
         return error.exit_code, str(error), getattr(error, "hint", None)
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        remedy = "set TMPDIR to a larger disk" if error.errno == errno.ENOSPC else None
+        remedy = _ROOM if error.errno == errno.ENOSPC else None
         return 1, f"{where}{error.strerror or error}", remedy
     return 1, f"this is a bug: {type(error).__name__}: {error}", None
 
