@@ -75,7 +75,7 @@ def payload(data: bytes) -> None:
 
 
 class _Source:
-    """Answers every blob with the same bytes."""
+    """Answers every blob with what its descriptor brings along, or with the same bytes."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -84,7 +84,7 @@ class _Source:
         return "fuzz"
 
     def blob(self, descriptor: Descriptor) -> bytes:
-        return self._data
+        return self._data if descriptor.data is None else descriptor.data
 
 
 def artifact(data: bytes) -> None:

@@ -54,6 +54,14 @@ def _manifest() -> Artifact:
     return Artifact([described], metadata, Descriptor(CONTENTS_TYPE, _DIGEST, 5), described, {"a": "b"})
 
 
+def _embedding() -> Artifact:
+    """A manifest that brings its metadata along."""
+    data = zstandard.compress(encode_payload(Form.ENCODED, bytes(ALIGNMENT), []))
+    size = {PAYLOAD_SIZE_ANNOTATION: str(2 * ALIGNMENT)}
+    described = Descriptor(METADATA_TYPES[Form.ENCODED], Digest.of(data), len(data), size, data=data)
+    return Artifact([], {Form.ENCODED: described})
+
+
 def _index() -> bytes:
     platforms = ({"os": "linux", "architecture": "amd64"}, {"os": "linux", "architecture": "arm64", "variant": "v8"})
     tag = {"org.opencontainers.image.ref.name": "tag"}
@@ -167,7 +175,7 @@ def seeds() -> dict[str, list[bytes]]:
     skippable = struct.pack("<II", 0x184D2A50, 4) + bytes(4)
     opening = struct.pack("=IIIIIIII", 1, 0, 48, 7, 8, 8, 5, 0) + b"erofs,a\0" + b"c" * 8
     return {
-        "artifact": [_manifest().encode(), b"[" * 3000, Artifact([], {}).encode()],
+        "artifact": [_manifest().encode(), _embedding().encode(), b"[" * 3000, Artifact([], {}).encode()],
         "cachefiles": [opening, struct.pack("=IIIIQQ", 1, 2, 32, 7, 0, 4096), struct.pack("=IIII", 1, 1, 16, 7)],
         "compressed-payload": [
             zstd.compress(encode_payload(Form.ENCODED, bytes(ALIGNMENT), [])),

@@ -139,14 +139,14 @@ def pack_json(kind: Kind, body: dict[str, Any]) -> bytes:
 
 def unpack_request(packet: bytes) -> Request | None:
     """What most packets are, quickly; None for any other, and for a malformed one."""
-    if packet[0] != _REQUEST_KIND or len(packet) != _REQUEST.size:
+    if len(packet) != _REQUEST.size or packet[0] != _REQUEST_KIND:
         return None
     return Request._make(_REQUEST.unpack(packet)[1:])
 
 
 def unpack_answer(packet: bytes) -> Answer | None:
     """The same in the other direction."""
-    if packet[0] != _ANSWER_KIND or len(packet) != _ANSWER.size:
+    if len(packet) != _ANSWER.size or packet[0] != _ANSWER_KIND:
         return None
     return Answer._make(_ANSWER.unpack(packet)[1:])
 
