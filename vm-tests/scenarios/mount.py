@@ -39,6 +39,10 @@ def mounts(guest):
     with guest.step("a shared layer is fetched once"):
         twice = fetched[0] & fetched[1]
         expect(not twice, f"fetched again for the second image: {twice}")
+    with guest.step("a shared layer is cached once"):
+        stats = loader_json("stats")
+        guest.fact("files of blobs, for two images of two layers", stats["open_blobs"])
+        expect(stats["open_blobs"] == stats["cache"]["blobs"] == 3, stats)
     with guest.step("umount"):
         for name in images:
             loader("umount", mount_point(name))
