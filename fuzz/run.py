@@ -25,6 +25,7 @@ from fuzz.targets import TARGETS
 HERE = Path(__file__).parent
 STATE = Path.home() / ".cache/erofs-ondemand/fuzz"
 C_TARGET = "c"
+C_FOLDERS = (Path("erofs_builder/csrc"), Path("loader/csrc"))
 _DONE = re.compile(r"stat::number_of_executed_units:\s*(\d+)|Done (\d+) runs")
 _PROGRESS = re.compile(r"^#(\d+)\s", re.MULTILINE)
 _LIMITS = ("-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1", "-reload=0")
@@ -44,12 +45,11 @@ def build_c(directory: Path) -> Path:
     clang = next((name for name in ("clang", "clang-19", "clang-16", "clang-14") if shutil.which(name)), None)
     if clang is None:
         raise SystemExit("the C is fuzzed with clang: apt-get install clang-19 libclang-rt-19-dev")
-    sources = Path("erofs_builder/csrc")
     program = directory / "hot_fuzz"
-    flags = ["-g", "-O1", "-fno-sanitize-recover=all", "-fsanitize=fuzzer,address,undefined", f"-I{sources}"]
-    subprocess.run(
-        [clang, *flags, str(HERE / "c/hot_fuzz.c"), *map(str, sources.glob("*.c")), "-o", program], check=True
-    )
+    flags = ["-g", "-O1", "-fno-sanitize-recover=all", "-fsanitize=fuzzer,address,undefined"]
+    flags += [f"-I{folder}" for folder in C_FOLDERS]
+    sources = [str(file) for folder in C_FOLDERS for file in folder.glob("*.c")]
+    subprocess.run([clang, *flags, str(HERE / "c/hot_fuzz.c"), *sources, "-o", program], check=True)
     return program
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fuzz import seeds
+from fuzz.run import C_FOLDERS
 
 ROOT = Path(__file__).parent.parent
 FLAGS = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
@@ -24,8 +25,10 @@ def test_many_mutations_of_tars(tmp_path: Path) -> None:
     """The long fuzzer's entry point behind a small driver: gcc is enough."""
     program, corpus = tmp_path / "mutate", tmp_path / "corpus"
     seeds.write(corpus)
-    sources = [ROOT / "fuzz/c/mutate.c", ROOT / "fuzz/c/hot_fuzz.c", *(ROOT / "erofs_builder/csrc").glob("*.c")]
-    subprocess.run(["gcc", *FLAGS, f"-I{ROOT}/erofs_builder/csrc", *map(str, sources), "-o", str(program)], check=True)
+    folders = [ROOT / folder for folder in C_FOLDERS]
+    sources = [ROOT / "fuzz/c/mutate.c", ROOT / "fuzz/c/hot_fuzz.c", *(file for f in folders for file in f.glob("*.c"))]
+    includes = [f"-I{folder}" for folder in folders]
+    subprocess.run(["gcc", *FLAGS, *includes, *map(str, sources), "-o", str(program)], check=True)
     files = sorted(map(str, (corpus / "tar").iterdir()))
     run = subprocess.run([str(program), "20000", *files], env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr[-4000:]

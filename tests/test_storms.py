@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,26 @@ def test_many_starts_fetch_each_frame_once(
         assert 0 < fetched <= stored  # no frame twice: what was fetched is what lies there, or less than it decodes to
         assert proxy.most_at_once <= CONNECTIONS
         assert proxy.connections <= IMAGES + 2 * CONNECTIONS + MOUNTS  # documents: at most one for each mount
+
+
+def test_sixty_four_images_start_together(tmp_path: Path) -> None:
+    digests = []
+    with docker_registry(tmp_path / "registry") as address, FaultyRegistry(address) as proxy:
+        trees = [tmp_path / f"tree{number}" for number in range(MOUNTS)]
+        digests = [make_files(tree, 2 + number, 20_000) for number, tree in enumerate(trees)]
+        with ThreadPoolExecutor(4) as pool:
+            targets = [f"docker://{address}/image{number}:1" for number in range(MOUNTS)]
+            list(pool.map(convert, trees, targets))
+        with Daemon(tmp_path / "d") as daemon:
+            images = [f"docker://{proxy.address}/image{number}:1" for number in range(MOUNTS)]
+            mounts = [daemon.mount(image, f"mnt{number}") for number, image in enumerate(images)]
+            proxy.delay = 0.02
+            readers = [start_reader(target, number) for number, target in enumerate(mounts)]
+            assert [result(reader) for reader in readers] == digests
+            assert proxy.overlaps() == []
+            assert daemon.counters()["requests_failed"] == 0
+            assert len({blob for blob, _, _ in proxy.ranges}) == MOUNTS
+            assert proxy.most_at_once <= CONNECTIONS
 
 
 def test_two_hundred_threads_on_one_cold_frame(

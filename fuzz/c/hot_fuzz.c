@@ -1,5 +1,6 @@
 /* The C loops on any bytes, each input in a buffer of exactly its size: libFuzzer's entry point. */
 #include "hot.h"
+#include "take.h"
 
 #include <stdint.h>
 #include <stdlib.h>
@@ -44,6 +45,24 @@ static void check_digests(const uint8_t *data, size_t size)
 	}
 }
 
+/* The bytes as a registry's head, whole and behind a status line that makes the fields be looked at. */
+static void check_head(const uint8_t *data, size_t size)
+{
+	static const char begin[] = "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 4096-8191/9000\r\nContent-Length: 4096\r\n";
+	const size_t length = sizeof(begin) - 1;
+	uint8_t *head = malloc(length + size);
+
+	memcpy(head, begin, length);
+	memcpy(head + length, data, size);
+	if (eod_is_plain(data, size, 4096, 8191) && memcmp(data + size - 4, "\r\n\r\n", 4))
+		abort();
+	if (eod_is_plain(head, length + size, 4096, 8191) && memcmp(head + length + size - 4, "\r\n\r\n", 4))
+		abort();
+	if (eod_is_plain(head, length + size, 4096, 8192) || eod_is_plain(head, length + size, 0, 8191))
+		abort();
+	free(head);
+}
+
 static void check(const uint8_t *data, size_t size)
 {
 	int64_t *records = malloc(LIMIT * EOD_TAR_RECORD * sizeof(*records));
@@ -74,6 +93,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		memcpy(copy, data, size);
 	check(copy, size);
 	check_digests(copy, size);
+	check_head(copy, size);
 	for (size_t at = 0; size - at >= 512; at += 512)
 		seal(copy + at);
 	check(copy, size);

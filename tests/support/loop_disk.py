@@ -55,6 +55,11 @@ class LoopDisk:
         umount2(str(self.path), 0)
         self.mount()
 
+    def remount_read_only(self) -> bool:
+        """`mount -o remount,ro`, and whether the kernel did it."""
+        command = ["mount", "-o", "remount,ro", str(self.path)]
+        return subprocess.run(command, check=False, capture_output=True).returncode == 0
+
     def abort(self) -> None:
         """As after an error of the device: what is there can be read, nothing can be written."""
         subprocess.run(["mount", "-o", "remount,abort", str(self.path)], check=True)

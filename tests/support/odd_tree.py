@@ -80,8 +80,8 @@ class OddTree:
         )
 
 
-def build(entries: int = 3000) -> OddTree:
-    """The tree; `entries` is the size of its largest directory."""
+def build(entries: int = 3000, far: int = 40 << 20) -> OddTree:
+    """The tree; `entries` is the size of its largest directory, `far` that of its large holes, in bytes."""
     tree = OddTree(_directory(), [SampleBlob(), SampleBlob()])
     children = tree.root.children
     assert children is not None
@@ -93,7 +93,7 @@ def build(entries: int = 3000) -> OddTree:
     children[b"attributes"] = _attributes()
     children[b"owners and times"] = _owners_and_times()
     children[b"data"] = _data(tree)
-    children[b"sparse"] = _sparse(tree)
+    children[b"sparse"] = _sparse(tree, far)
     for sample in tree.samples:
         sample.finish()
     return tree
@@ -248,7 +248,7 @@ def _shared_frames(tree: OddTree, children: dict[bytes, Node], generator: random
         children[f"prefix-behind-{length}".encode()] = _content_node(tree, content, (of_text, short))
 
 
-def _sparse(tree: OddTree) -> Node:
+def _sparse(tree: OddTree, far: int) -> Node:
     generator = random.Random(2)
     sample = tree.samples[0]
     data = generator.randbytes(2 * FRAME)
@@ -260,7 +260,6 @@ def _sparse(tree: OddTree) -> Node:
     def hole(length: int) -> Extent:
         return Extent(None, 0, 0, length)
 
-    far = 40 << 20
     children[b"only-hole"] = _content_node(tree, bytes(far + 5), (hole(far + 5),))
     children[b"hole-of-one"] = _content_node(tree, bytes(1), (hole(1),))
     children[b"hole-first"] = _content_node(tree, bytes(far) + data, (hole(far), *extents))

@@ -38,7 +38,7 @@ def slow_link(host: Host, task: dict[str, Any], rate: float, rtt: float = 0.01) 
     from bench.link import Link
 
     link = host.keep(Link(host.registry.address, rate, rtt))
-    host.handlers |= {"link_stop": link.close, "link_fast": lambda: link.set_rate(FAST)}
+    host.handlers["link_fast"] = lambda: link.set_rate(FAST)
     direct, slow = host.seen(host.registry.address), host.seen(link.address)
     found = {
         name: {**image, "reference": image["reference"].replace(direct, slow)} for name, image in task["images"].items()

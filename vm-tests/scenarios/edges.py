@@ -20,7 +20,7 @@ def host(host):
 def reads(guest):
     """Metadata first, with nothing else here; then large files, cold, from their end to their start."""
     from lib import expect
-    from product import Daemon, compare, drop_caches, loader, loader_json, mount_point
+    from product import Daemon, drop_caches, loader, loader_json, mount_point
 
     images = guest.task["images"]
     with guest.step("serve"):
@@ -51,9 +51,8 @@ def reads(guest):
             asked = {key: after[key] - before[key] for key in ("requests", "request_bytes")}
             expect(asked["requests"], "nothing was asked for: the test proves nothing")
             guest.fact(f"bytes a READ, {advice.lower()}", asked["request_bytes"] // asked["requests"])
-    with guest.step("every byte"):
-        for name, image in images.items():
-            compare(mount_point(name), image["files"])
+    with guest.step("umount"):
+        for name in images:
             loader("umount", mount_point(name))
     with guest.step("SIGTERM"):
         daemon.stop()

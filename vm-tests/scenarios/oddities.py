@@ -28,7 +28,7 @@ def _make(folder, form_name):
     from tests.support import odd_tree
 
     form = Form(form_name)
-    tree = odd_tree.build(entries=500)  # still a directory of several blocks
+    tree = odd_tree.build(entries=500, far=17 << 20)  # still a directory of several blocks, holes of several extents
     encoded = {sample.blob: bytes(sample.encoded) for sample in tree.samples}
     with open(folder / "flat", "wb") as out:
         write_flat(tree.root, form, list(encoded), lambda blob: io.BytesIO(encoded[blob]), out)
