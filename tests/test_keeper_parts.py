@@ -291,6 +291,18 @@ def test_damaged_state_is_an_error(tmp_path: Path, text: str) -> None:
         State.load(tmp_path)
 
 
+@pytest.mark.parametrize("left", ["", "\0" * 4096])
+def test_what_a_power_cut_left_of_the_state_is_forgotten(tmp_path: Path, left: str) -> None:
+    path = tmp_path / "keeper.json"
+    path.write_text(left)
+    booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    os.utime(path, (booted - 5, booted - 5))
+    assert State.load(tmp_path).mounts == {}
+    os.utime(path, (booted + 5, booted + 5))
+    with pytest.raises(LoaderError, match="damaged"):
+        State.load(tmp_path)
+
+
 def test_state_of_another_version_is_refused_but_not_after_a_reboot(tmp_path: Path) -> None:
     state = State.load(tmp_path)
     state.new_object("fanotify")

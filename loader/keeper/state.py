@@ -15,6 +15,7 @@ import errno
 import json
 import logging
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -104,7 +105,7 @@ class State:
     def load(cls, root: Path) -> State:
         """The state of `root`; an empty one when there is none, or when it is of another boot.
 
-        LoaderError: it cannot be read, so nobody knows what is mounted and has to be guarded or fenced.
+        LoaderError: it cannot be read though it is of this boot, so nobody knows what has to be guarded or fenced.
         """
         path = root / "keeper.json"
         empty = cls(path, _BOOT_ID.read_text().strip())
@@ -129,6 +130,9 @@ class State:
         except FileNotFoundError:
             return empty
         except (ValueError, KeyError, TypeError) as error:
+            if path.stat().st_mtime < _boot_time():  # it is not synced: a power cut leaves it empty, or as zeros
+                log.warning("%s is damaged (%r), but older than this boot: nothing of it is mounted", path, error)
+                return empty
             what = f"{path} is damaged ({error!r}); it cannot be told which mounts are unguarded"
             raise LoaderError(what, _REMEDY) from None
 
@@ -226,6 +230,11 @@ class State:
         """Forget mounts whose target is not among `targets` any more."""
         for target in [target for target in self.mounts if target not in targets]:
             del self.mounts[target]
+
+
+def _boot_time() -> float:
+    """When this kernel started, in seconds of the wall clock as it is now."""
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _fields(item: Object | MountRecord) -> dict[str, Any]:
