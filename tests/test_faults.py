@@ -5,6 +5,7 @@ The reader is a process, the mount the kernel's, the registry a real one behind 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import subprocess
 import time
@@ -70,6 +71,9 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sample]:
     """A published image: a directory, the registry in front of it, its files."""
     directory = tmp_path_factory.mktemp("faults")
     digests = make_files(directory / "tree", FILES, 150_000)
+    (directory / "tree/names").mkdir()
+    for number in range(400):  # so much metadata that it is a blob of its own, and not in the manifest
+        (directory / "tree/names" / hashlib.sha256(b"%d" % number).hexdigest()).touch()
     with docker_registry(directory / "registry") as address, FaultyRegistry(address) as registry:
         convert(directory / "tree", f"docker://{address}/sample:1")
         yield directory, registry, digests
