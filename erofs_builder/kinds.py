@@ -32,11 +32,10 @@ SCRIPT = Kind("script", 384 * _KIB, 384 * _KIB, prose=True)
 DEVELOPMENT = Kind("development", 640 * _KIB, 960 * _KIB)
 DOCUMENT = Kind("document", 640 * _KIB, 960 * _KIB, prose=True)
 PACKED = Kind("packed", 640 * _KIB, 960 * _KIB)
+# A query reads a page here and a page there, and a frame is fetched and decoded whole for each.
+DATABASE = Kind("database", 64 * _KIB, 64 * _KIB)
 OTHER = Kind("other", 256 * _KIB, 256 * _KIB)
-KINDS = (ELF, BYTECODE, CORE, SCRIPT, DEVELOPMENT, DOCUMENT, PACKED, OTHER)
-
-# A file up to this size is one piece whatever its kind.
-SMALLEST_PIECE = min(kind.piece for kind in KINDS)
+KINDS = (ELF, BYTECODE, CORE, SCRIPT, DEVELOPMENT, DOCUMENT, PACKED, DATABASE, OTHER)
 
 _BY_SUFFIX = {
     suffix: kind
@@ -46,12 +45,14 @@ _BY_SUFFIX = {
         (DEVELOPMENT, "a o h hh hpp hxx c cc cpp inc f90 pyx pxd pyi la cmake gir vapi"),
         (DOCUMENT, "txt md rst html htm tex svg po pot mo man info list md5sums css map"),
         (PACKED, "gz xz bz2 zst lz4 zip whl egg jar png jpg jpeg gif webp woff woff2 mp3 ogg mp4 deb rpm tgz br 7z"),
+        (DATABASE, "db sqlite sqlite3 db3 mdb mmdb sst ldb gdbm ibd myd myi dbf"),
     )
     for suffix in suffixes.split()
 }
 _DOCUMENT_DIRECTORIES = re.compile(rb"/share/(?:doc|man|locale|info|i18n)/|/dpkg/info/")
 # A compiler's own programs and libraries; and tests, which packages put beside what they test.
 _DEVELOPMENT_DIRECTORIES = re.compile(rb"/lib(?:exec)?/gcc/|/tests?/")
+_SQLITE_MAGIC = b"SQLite f"
 _PACKED_MAGICS = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh", b"PK\x03\x04", b"\x89PNG")
 
 
@@ -60,6 +61,8 @@ def classify(path: bytes, head: bytes) -> Kind:
     rooted = b"/" + path
     if head.startswith(_PACKED_MAGICS):
         return PACKED
+    if head.startswith(_SQLITE_MAGIC):
+        return DATABASE
     if path.endswith(b".o") or _DEVELOPMENT_DIRECTORIES.search(rooted):
         return DEVELOPMENT
     if head[:4] == b"\x7fELF":

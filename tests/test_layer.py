@@ -75,6 +75,16 @@ def test_large_files_are_cut_into_frames_in_order() -> None:
     assert content(files(layer)["lib.so"], decoded_blobs([(layer, blob)])) == b"\x7fELF" + BIG
 
 
+@pytest.mark.parametrize(("name", "head"), [("var/lib/app/rows.db", b""), ("var/lib/app/rows", b"SQLite format 3\0")])
+def test_databases_are_cut_small(name: str, head: bytes) -> None:
+    """A query reads single pages: what is fetched and decoded for each is a frame."""
+    layer, blob = build(bytes(Tar().add(name, data=head + BIG)))
+    check_contract(layer)
+    (node,) = files(layer).values()
+    assert {extent.length for extent in node.extents[:-1]} == {64 << 10}
+    assert content(node, decoded_blobs([(layer, blob)])) == head + BIG
+
+
 def test_identical_files_and_pieces_are_stored_once() -> None:
     tar = Tar().add("a", data=b"same").add("b", data=b"same").add("c.bin", data=BIG).add("d.bin", data=BIG)
     tar.add("e.bin", data=BIG + b"a changed end")
