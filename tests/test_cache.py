@@ -205,7 +205,6 @@ def test_records_survive(tmp_path: Path) -> None:
     state.add_image(_image(1, ((blob, 7),)), Form.ENCODED, Digest.of(b"payload"))
     state.add_image(_image(1, ((blob, 7),)), Form.DECODED, Digest.of(b"other"))
     state.add_mount(MountRecord("/mnt", _image(1, ()).digest, Form.ENCODED, "fanotify", None, 1.5, "boot"))
-    state.set_proven(blob, Form.ENCODED)
     state.close()
     state = State(tmp_path / "state.db")
     (image,) = state.images()
@@ -218,8 +217,6 @@ def test_records_survive(tmp_path: Path) -> None:
     assert state.mount_at("/mnt") == state.mounts()[0] and state.mount_at("/other") is None
     assert state.mounted_blobs() == {(blob, Form.ENCODED)}
     assert state.image(image.digest) == image and state.image(Digest.of(b"unknown")) is None
-    assert state.proven(blob, Form.ENCODED)
-    assert not state.proven(blob, Form.DECODED)
     state.remove_mount("/mnt")
     state.remove_image(image.digest)
     assert state.images() == []

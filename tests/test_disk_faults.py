@@ -116,6 +116,7 @@ def test_scrub_finds_and_repairs(tmp_path: Path, published: Published, form: str
         daemon.command("prefetch", image)
         clean = daemon.command("scrub")
         assert clean["finished"] and not clean["damaged"] and not clean["skipped"]
+        assert clean["checked"] == clean["total"] > 0
         assert clean["frames"] == daemon.command("stats")["frames"]
         if not mounted:
             daemon.command("umount", str(target))

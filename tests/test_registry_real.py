@@ -14,7 +14,7 @@ import pytest
 
 from erofs_builder.digest import Digest
 from loader.artifact import ARTIFACT_TYPE, MANIFEST_TYPE, Artifact
-from loader.errors import NotFoundError, RegistryError
+from loader.errors import NotFoundError, RegistryError, UsageError
 from loader.registry.base import Descriptor
 from loader.registry.client import Registry
 from loader.registry.config import HostConfig, RegistryConfig
@@ -271,6 +271,16 @@ def test_proxy_of_the_environment(http_proxy: str, tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("no_proxy", "registry.invalid")
     registry = Registry("registry.invalid", "proxied/repo", RegistryConfig(insecure=True), keychain=Keychain([]))
     with pytest.raises(RegistryError, match="cannot connect|resolve"):
+        registry.resolve("tag")
+    registry.close()
+
+
+@pytest.mark.parametrize("proxy", ["http://user:secret@host:port", "socks5://host:1", "://"])
+def test_a_proxy_that_is_none(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the proxy that is named, not the registry; and not its password."""
+    monkeypatch.setenv("https_proxy", proxy)
+    registry = Registry("registry.invalid", "a/b", RegistryConfig(), keychain=Keychain([]))
+    with pytest.raises(UsageError, match="^HTTPS_PROXY names no proxy$"):
         registry.resolve("tag")
     registry.close()
 

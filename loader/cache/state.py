@@ -45,7 +45,7 @@ CREATE TABLE mounts (
     fsid TEXT, made REAL NOT NULL, boot TEXT NOT NULL
 );
 CREATE TABLE blobs (
-    blob TEXT NOT NULL, form TEXT NOT NULL, used REAL NOT NULL, proven INTEGER NOT NULL DEFAULT 0,
+    blob TEXT NOT NULL, form TEXT NOT NULL, used REAL NOT NULL,
     PRIMARY KEY (blob, form)
 );
 """
@@ -279,21 +279,6 @@ class State:
         now = time.time()
         with self._transaction() as db:
             db.executemany(_TOUCH, [(str(blob), form.value, now) for blob, form in blobs])
-
-    def set_proven(self, blob: Digest, form: Form) -> None:
-        """The complete file was hashed and is the blob."""
-        with self._transaction() as db:
-            db.execute(
-                "INSERT INTO blobs VALUES (?, ?, ?, 1) ON CONFLICT DO UPDATE SET proven = 1",
-                (str(blob), form.value, time.time()),
-            )
-
-    def proven(self, blob: Digest, form: Form) -> bool:
-        with self._lock:
-            row = self._db.execute(
-                "SELECT proven FROM blobs WHERE blob = ? AND form = ?", (str(blob), form.value)
-            ).fetchone()
-        return bool(row and row[0])
 
     def last_used(self) -> dict[tuple[Digest, Form], float]:
         with self._lock:

@@ -220,7 +220,14 @@ def _proxy(scheme: str, netloc: str) -> str | None:
     proxy = urllib.request.getproxies_environment().get(scheme)
     if not proxy or urllib.request.proxy_bypass(netloc):
         return None
-    return proxy if "://" in proxy else f"http://{proxy}"
+    url = proxy if "://" in proxy else f"http://{proxy}"
+    try:
+        known = urllib3.util.parse_url(url).scheme in ("http", "https")
+    except LocationParseError:
+        known = False
+    if not known:  # not shown: it may have a password
+        raise UsageError(f"{scheme.upper()}_PROXY names no proxy", "it must be like http://host:port, or unset")
+    return url
 
 
 def _make_pool(settings: HostSettings) -> urllib3.PoolManager:

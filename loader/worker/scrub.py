@@ -55,6 +55,7 @@ class Scrubber:
     def scrub(self, interval: float = INTERVAL) -> Iterator[dict[str, Any]]:
         """Check all of the cache; reports bytes and frames checked and damaged frames found, at last `finished`.
 
+        `total` is what the files take on the disk, and at last what was checked of them.
         `interval`: seconds between two reports; 0: one a frame.
         """
         report: dict[str, Any] = {"total": 0, "checked": 0, "frames": 0, "damaged": 0, "skipped": []}
@@ -68,7 +69,7 @@ class Scrubber:
             if time.monotonic() - said >= interval:
                 said = time.monotonic()
                 yield dict(report)
-        yield report | {"finished": True}
+        yield report | {"total": report["checked"], "finished": True}
 
     def _own(self, report: dict[str, Any]) -> Iterator[Checks]:
         """Our own cache files: what is found in each, once it is iterated over."""

@@ -222,8 +222,6 @@ class Service:
         """A whole file needs no mark: its readers never come to us again."""
         if file.form is Form.ENCODED and not prove(file):
             return
-        if file.form is Form.ENCODED:
-            self.state.set_proven(file.blob, file.form)
         try:
             with self.collector.completing(file) as complete:
                 if complete:
