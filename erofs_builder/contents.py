@@ -86,6 +86,13 @@ class Contents:
         self.offsets.append(offset // BLOCK)
         self.digests += digest
 
+    def extend(self, digests: bytearray, frames: array[int], offsets: array[int], lengths: array[int]) -> None:
+        """Note several pieces, column by column; `digests` has 32 bytes a piece."""
+        self.frames.extend(iter(frames))
+        self.lengths.extend(lengths)
+        self.offsets.extend(offset // BLOCK for offset in offsets)
+        self.digests += digests
+
 
 def encode_contents(blobs: Sequence[tuple[Digest, Contents]]) -> bytes:
     """The index of several blobs."""

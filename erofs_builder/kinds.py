@@ -9,6 +9,7 @@ keeps what is not needed out of what is fetched; the sizes trade bytes fetched a
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from erofs_builder.python_modules import is_core
@@ -38,7 +39,7 @@ OTHER = Kind("other", 256 * _KIB, 256 * _KIB)
 KINDS = (ELF, BYTECODE, CORE, SCRIPT, DEVELOPMENT, DOCUMENT, PACKED, DATABASE, OTHER)
 
 _BY_SUFFIX = {
-    suffix: kind
+    suffix.encode(): kind
     for kind, suffixes in (
         (BYTECODE, "pyc pyo class elc luac beam"),
         (SCRIPT, "py pl pm sh rb js mjs ts lua tcl php el r m json xml yaml yml toml ini conf cfg"),
@@ -58,22 +59,26 @@ _PACKED_MAGICS = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh", b"PK\x0
 
 def classify(path: bytes, head: bytes) -> Kind:
     """The kind of a file, from its path in the layer and its first bytes (8 are enough)."""
-    rooted = b"/" + path
     if head.startswith(_PACKED_MAGICS):
         return PACKED
     if head.startswith(_SQLITE_MAGIC):
         return DATABASE
-    if path.endswith(b".o") or _DEVELOPMENT_DIRECTORIES.search(rooted):
+    parent, _, name = path.rpartition(b"/")
+    by_directory = _kind_of_directory(parent)
+    if by_directory is DEVELOPMENT or path.endswith(b".o"):
         return DEVELOPMENT
-    if head[:4] == b"\x7fELF":
+    if head.startswith(b"\x7fELF"):
         return ELF
-    name = path[path.rfind(b"/") + 1 :]
-    suffix = name[name.rfind(b".") + 1 :].decode("latin-1").lower()
-    kind = _BY_SUFFIX.get(suffix)
+    kind = _BY_SUFFIX.get(name[name.rfind(b".") + 1 :].lower())
     if kind is BYTECODE and is_core(path):
         return CORE
-    if kind is not None:
-        return kind
-    if _DOCUMENT_DIRECTORIES.search(rooted):
-        return DOCUMENT
-    return SCRIPT if head[:2] == b"#!" else OTHER
+    return kind or by_directory or (SCRIPT if head.startswith(b"#!") else OTHER)
+
+
+@lru_cache(256)
+def _kind_of_directory(path: bytes) -> Kind | None:
+    """What the directory says of the files in it. Archives come directory by directory, so most answers are known."""
+    rooted = b"/%b/" % path
+    if _DEVELOPMENT_DIRECTORIES.search(rooted):
+        return DEVELOPMENT
+    return DOCUMENT if _DOCUMENT_DIRECTORIES.search(rooted) else None

@@ -24,6 +24,8 @@ from erofs_builder.tarstream import TarEntry, TarReader
 _NAME_LIMIT = 255
 _PATH_LIMIT = 4095  # PATH_MAX: nothing could unpack or open it
 _TARGET_LIMIT = 4095
+_OWNER_MAX = 0xFFFFFFFF
+_NO_DEVICE = (0, 0)
 _TYPES = {
     tarstream.REGULAR: stat.S_IFREG,
     tarstream.SYMLINK: stat.S_IFLNK,
@@ -124,19 +126,21 @@ class LayerBuilder:
     def add_tar(self, entry: TarEntry, reader: TarReader) -> None:
         """Take in one tar entry and its data."""
         path = clean_path(entry.name, entry.offset)
-        if _WHITEOUT in path and _AUFS.search(path):
+        whiteouts = _WHITEOUT in path
+        if whiteouts and _AUFS.search(path):
             return
         if entry.kind == tarstream.HARD_LINK:
             self._entries.append(Entry(path, None, clean_path(entry.link, entry.offset)))
             return
-        if path[path.rfind(b"/") + 1 :].startswith(_WHITEOUT):
+        if whiteouts and path[path.rfind(b"/") + 1 :].startswith(_WHITEOUT):
             self._entries.append(Entry(path, None))
             return
         node = _node(entry, path)
         # Modes and times recur; a million nodes need not hold a million equal numbers.
-        node.mode = self._equal.setdefault(node.mode, node.mode)
-        if len(self._equal) < _EQUAL_LIMIT:
-            node.mtime = self._equal.setdefault(node.mtime, node.mtime)
+        equal = self._equal
+        node.mode = equal.setdefault(node.mode, node.mode)
+        if len(equal) < _EQUAL_LIMIT:
+            node.mtime = equal.setdefault(node.mtime, node.mtime)
         if entry.kind == tarstream.REGULAR:
             file = self._packer.store(
                 path, entry.size, reader.peek(8), reader.read, entry.segments, entry.digest, reader.sha256_many
@@ -196,16 +200,13 @@ def clean_path(name: bytes, offset: int = 0) -> bytes:
 
 
 def _node(entry: TarEntry, path: bytes) -> Node:
-    kind = entry.kind
-    node = Node(
-        _TYPES[kind] | entry.mode,
-        owner_id(entry.uid, "uid", path),
-        owner_id(entry.gid, "gid", path),
-        entry.mtime,
-        entry.mtime_nsec,
-        entry.size,
-        xattrs=entry.xattrs,
-    )
+    kind, uid, gid = entry.kind, entry.uid, entry.gid
+    if not (0 <= uid <= _OWNER_MAX and 0 <= gid <= _OWNER_MAX):
+        uid, gid = owner_id(uid, "uid", path), owner_id(gid, "gid", path)
+    mode = _TYPES[kind] | entry.mode
+    node = Node(mode, uid, gid, entry.mtime, entry.mtime_nsec, entry.size, (), b"", _NO_DEVICE, entry.xattrs)
+    if kind == tarstream.REGULAR:
+        return node
     if kind == tarstream.DIRECTORY:
         node.children = {}
     elif kind == tarstream.SYMLINK:
@@ -225,7 +226,7 @@ def owner_id(number: int, what: str, path: bytes) -> int:
     """A user or group id as the kernel keeps it: 32 bits; negative ones wrap, as they do in chown(2)."""
     if not -(1 << 31) <= number < 1 << 32:
         raise UnsupportedError(f"{_show(path)}: {what} {number} does not fit 32 bits")
-    return number & 0xFFFFFFFF
+    return number & _OWNER_MAX
 
 
 def _show(path: bytes) -> str:

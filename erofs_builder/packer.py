@@ -32,14 +32,15 @@ _TOGETHER = 2  # pieces that are hashed in one call
 
 
 class _Bin:
-    """A frame in the making."""
+    """A frame in the making: `used` bytes of its content, and zeros. It never grows: that would copy it ever again."""
 
-    __slots__ = ("content", "kind", "number")
+    __slots__ = ("content", "kind", "number", "used")
 
     def __init__(self, number: int, kind: Kind) -> None:
         self.number = number
         self.kind = kind
-        self.content = bytearray()
+        self.content = memoryview(bytearray(kind.bin))
+        self.used = 0
 
 
 class Packer:
@@ -48,7 +49,7 @@ class Packer:
     def __init__(self, writer: BlobWriter, base: Base | None = None) -> None:
         self._writer = writer
         self._base = base or {}
-        self._bins: dict[Kind, _Bin] = {}
+        self._bins: dict[str, _Bin] = {}  # by the kind's name
         self._bin_count = 0
         self._bin_frames: dict[int, int] = {}  # a bin's number → its frame's
         self.pieces = Pieces()
@@ -112,25 +113,22 @@ class Packer:
 
     def _pack(self, data: Buffer, kind: Kind) -> tuple[int, int]:
         size = len(data)
-        current = self._bins.get(kind)
-        if current is not None and len(current.content) + size > kind.bin:
-            self._close(current)
-            current = None
-        if current is None:
-            current = self._bins[kind] = _Bin(self._bin_count, kind)
+        current = self._bins.get(kind.name)
+        if current is None or current.used + size > len(current.content):
+            if current is not None:
+                self._close(current)
+            current = self._bins[kind.name] = _Bin(self._bin_count, kind)
             self._bin_count += 1
-        offset = len(current.content)
-        current.content += data
-        if tail := -size % BLOCK:
-            current.content += _ZEROS[:tail]
+        offset = current.used
+        current.content[offset : offset + size] = data
+        current.used = offset + size + -size % BLOCK
         return -1 - current.number, offset
 
     def _close(self, full: _Bin) -> None:
         # Zeros cost nothing, and the packed inode's index has a record for as many blocks as its shortest frame allows.
         # (And incompressible, one block of content would take two, which no record can say: see model.Extent.)
-        if len(full.content) < _SHORTEST_BIN:
-            full.content += _ZEROS[: _SHORTEST_BIN - len(full.content)]
-        self._bin_frames[full.number] = self._writer.add(full.content, prose=full.kind.prose)
+        content = full.content[: max(full.used, _SHORTEST_BIN)]
+        self._bin_frames[full.number] = self._writer.add(content, prose=full.kind.prose)
 
     def finish(self) -> FrameTable | None:
         """Write the open frames; the blob's table, or None when it holds nothing."""

@@ -62,10 +62,6 @@ class CutFile(NamedTuple):
 FileRef = int | CutFile
 
 
-def _short(digest: bytes) -> int:
-    return int.from_bytes(digest[:6], "big")
-
-
 class Pieces:
     """Filled while the blob is written; `settle` ends that."""
 
@@ -85,16 +81,14 @@ class Pieces:
 
     def find(self, digest: bytes, *, at_start: bool) -> int | None:
         """The piece with this content; `at_start`: one that begins its frame, as a cut file's pieces must."""
-        known = self._first(digest)
+        known = self._known.get(int.from_bytes(digest[:6], "big"))
+        if known is None:
+            return None
+        if self.digest(known) != digest:
+            known = self._alike.get(digest)
         if known is not None and at_start and self._offsets[known]:
             return self._known_at_start.get(digest)
         return known
-
-    def _first(self, digest: bytes) -> int | None:
-        number = self._known.get(_short(digest))
-        if number is None or self.digest(number) == digest:
-            return number
-        return self._alike.get(digest)
 
     def add(self, digest: bytes, frame: int, offset: int, length: int) -> int:
         """Note a piece in a frame, or (negative: -1 - its number) in a bin that has no frame yet."""
@@ -103,7 +97,7 @@ class Pieces:
         self._offsets.append(offset)
         self._lengths.append(length)
         self._digests += digest
-        first = self._known.setdefault(_short(digest), number)
+        first = self._known.setdefault(int.from_bytes(digest[:6], "big"), number)
         if first != number:
             if digest in self._alike or self.digest(first) == digest:
                 self._known_at_start[digest] = number
@@ -141,6 +135,9 @@ class Pieces:
     def contents(self) -> Contents:
         """What the blob itself holds. After `settle`."""
         contents = Contents()
+        if not self._held:
+            contents.extend(self._digests, self._frames, self._offsets, self._lengths)
+            return contents
         for number, (frame, offset, length) in enumerate(zip(self._frames, self._offsets, self._lengths, strict=True)):
             if number not in self._held:
                 contents.append(self.digest(number), frame, offset, length)

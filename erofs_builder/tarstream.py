@@ -99,7 +99,7 @@ class TarReader:
         self._padding = 0
 
     def __iter__(self) -> Iterator[TarEntry]:
-        while (entry := self._next_entry()) is not None:
+        while (entry := self._at_hand() or self._next_entry()) is not None:
             yield entry
 
     def read(self, size: int) -> memoryview:
@@ -112,6 +112,37 @@ class TarReader:
     def peek(self, size: int) -> bytes:
         """The first stored bytes of the current entry, `size` at most, often fewer at the border of two reads."""
         return self._input.peek(min(size, self._left))
+
+    def _at_hand(self) -> TarEntry | None:
+        """The next entry, if its header was scanned and says all of it: what `_next_entry` has, in a third of the time.
+
+        A scanned header lies in the current chunk, and so do the bytes before it that are left of the last entry.
+        """
+        source = self._input
+        start = source.at + self._left + self._padding
+        offset = source.base + start
+        record = self._scanned.get(offset)
+        if record is None or record[1] or record[12] not in _PLAIN_KINDS or self._global:
+            return None
+        _, _, mode, uid, gid, size, mtime, major, minor, name_length, link_length, prefix_length, kind = record
+        digest = None
+        if kind != REGULAR:
+            size = 0
+        elif size < 0:
+            return None
+        elif known := self._digests.get(offset + BLOCK):
+            digest = known[1]
+        source.at = start + BLOCK
+        self._left = size
+        self._padding = -size % BLOCK
+        chunk = source.chunk
+        name = chunk[start : start + name_length]
+        if prefix_length:
+            name = chunk[start + 345 : start + 345 + prefix_length] + b"/" + name
+        link = chunk[start + 157 : start + 157 + link_length] if link_length else b""
+        return TarEntry(
+            name, kind, mode & 0o7777, uid, gid, mtime, 0, size, link, (major, minor), _EMPTY, None, offset, digest
+        )
 
     def _next_entry(self) -> TarEntry | None:
         overrides = _NO_OVERRIDES

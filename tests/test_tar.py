@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import os
@@ -19,6 +20,8 @@ from erofs_builder.hot import parse_tar_header, scan_tar_headers
 from erofs_builder.tarstream import TarEntry, TarReader
 from tests.support import twins
 from tests.support.tars import END, Tar, checked, header, pax_header
+
+ENTRY_FIELDS = [field.name for field in dataclasses.fields(TarEntry) if field.name != "digest"]
 
 
 def read_all(data: bytes, step: int = 1 << 20) -> list[tuple[TarEntry, bytes]]:
@@ -91,6 +94,46 @@ def test_scanned_headers_are_those_parsed_singly(specs: list[tuple[int, int]], c
         assert status == expected_status
         if status == 0:
             assert tuple(fields) == expected_fields
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([b"f", b"d/", b"./a/b", b"n" * 100, b""]),
+            st.sampled_from(b"0123456\x007SgxL"),
+            st.sampled_from([b"00000000000\0", b"00000000005\0", b"00000002000\0", b"\xff" * 12, b"9" * 12]),
+            st.sampled_from([b"", b"target"]),
+            st.sampled_from([b"", b"pre/fix"]),
+        ),
+        max_size=12,
+    ),
+    st.integers(0, 600),
+)
+def test_entries_at_hand_are_those_read_header_by_header(
+    specs: list[tuple[bytes, int, bytes, bytes, bytes]], cut: int
+) -> None:
+    data = b""
+    for name, kind, size, link, prefix in specs:
+        data += header(name, bytes([kind]), size=size, link=link, prefix=prefix)
+        if kind in b"0\x007SgxL" and size[0] == ord("0"):
+            data += b"7 a=b\n".ljust(-(-int(size[:-1], 8) // 512) * 512, b"x")
+    data = (data + END)[: len(data) + len(END) - cut]
+    whole, pieces = outcome(data, 1 << 20), outcome(data, 512)
+    assert whole == pieces
+
+
+def outcome(data: bytes, step: int) -> tuple[list[tuple[object, ...]], str]:
+    """The entries, without the digests that reading ahead gives some of them, and the error that ends them."""
+    found: list[tuple[object, ...]] = []
+    reader = TarReader(iter([data[at : at + step] for at in range(0, len(data), step)]))
+    try:
+        for entry in reader:
+            body = bytes(reader.read(entry.size)) if entry.segments is None else b""
+            assert entry.digest in (None, hashlib.sha256(body).digest())
+            found.append((*(getattr(entry, name) for name in ENTRY_FIELDS), body))
+    except FormatError as error:
+        return found, str(error)
+    return found, ""
 
 
 # --- what other programs write --------------------------------------------------------------------------------------
