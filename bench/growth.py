@@ -17,9 +17,10 @@ SIZES = (1_000, 10_000, 100_000, 1_000_000)
 FILE_SIZE = 300
 _PROGRAM = """
 import sys
-from loader.cli.builder import main
+from loader.cli.builder import cli
+from loader.cli.common import run
 try:
-    main()
+    run(cli, "erofs-builder")
 finally:
     print(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0], file=sys.stderr)
 """

@@ -50,6 +50,7 @@ class Start:
     seen: set[int] = field(default_factory=set)
     directories: list[bytes] | None = None  # that ldconfig searches
     programs: dict[int, Program | None] = field(default_factory=dict)  # by the node's id: libraries recur
+    libraries: dict[bytes, tuple[bytes, Node] | None] = field(default_factory=dict)  # found where all are looked for
 
     def frames(self) -> list[Place]:
         if self.command.arguments:
@@ -131,6 +132,13 @@ class Start:
         """The file that the loader takes for a DT_NEEDED name, and its path; `inherited`: RPATH and RUNPATH."""
         if b"/" in name:
             return self._file(name)
+        if inherited:
+            return self._searched(name, inherited)
+        if name not in self.libraries:
+            self.libraries[name] = self._searched(name)
+        return self.libraries[name]
+
+    def _searched(self, name: bytes, inherited: Sequence[bytes] = ()) -> tuple[bytes, Node] | None:
         given = [each for each in self.command.variable("LD_LIBRARY_PATH").split(b":") if each]
         if self.directories is None:
             self.directories = self._configured()

@@ -6,7 +6,7 @@ from importlib import import_module
 
 import click
 
-from loader.cli.common import run, verbose_option
+from loader.cli.common import end_at_once, run, verbose_option
 
 _COMMANDS = ("check", "convert", "dump", "export", "inspect")
 _EPILOG = """References: docker://HOST/REPOSITORY:TAG (also without docker://), oci:DIR[:TAG], oci-archive:FILE[:TAG],
@@ -36,5 +36,8 @@ def cli() -> None:
 
 
 def main() -> None:
-    """The console command's entry."""
-    run(cli, "erofs-builder")
+    """The console command's entry. It does not return: the process ends with the command."""
+    try:
+        run(cli, "erofs-builder")
+    except SystemExit as end:
+        end_at_once(end.code if isinstance(end.code, int) else 1)
