@@ -96,14 +96,11 @@ def replace_extents(root: Node, extents_of: Callable[[Node], tuple[Extent, ...]]
             if node.children is not None:
                 stack.append(node)
             elif node.extents:
-                if node not in replaced:
-                    replaced[node] = _with_extents(node, extents_of(node))
-                children[name] = replaced[node]
-
-
-def _with_extents(node: Node, extents: tuple[Extent, ...]) -> Node:
-    if extents == node.extents:
-        return node
-    changed = node.copy()
-    changed.extents = extents
-    return changed
+                extents = extents_of(node)
+                if extents is node.extents or extents == node.extents:
+                    continue  # nearly all
+                changed = replaced.get(node)
+                if changed is None:
+                    changed = replaced[node] = node.copy()
+                    changed.extents = extents
+                children[name] = changed

@@ -58,11 +58,8 @@ class DecodedFiles:
     def body(self, node: Node) -> Body:
         if not node.size:
             return EMPTY_BODY
-        if len(node.extents) == 1 and (blob := node.extents[0].blob) is not None and blob.table is not None:
-            _, frame, offset, length = node.extents[0]
-            device, base = self._addresses[blob]
-            block = base + ((blob.table.frame_decoded_offset(frame) + offset) >> BLOCK_BITS)
-            return Body(chunk_format(chunk_bits(blocks_of(length))), CHUNK_INDEX.pack(0, device, block))
+        if len(node.extents) == 1 and (short := self.short(node)):
+            return Body(short[0], short[1].to_bytes(CHUNK_INDEX.size, "little"))
         runs = list(_runs(node))
         bits = _exact_chunk_bits(runs)
         chunk = 1 << bits
@@ -75,6 +72,14 @@ class DecodedFiles:
             start = base + run.start
             indexes += [CHUNK_INDEX.pack(0, device, block) for block in range(start, start + run.blocks, chunk)]
         return Body(chunk_format(bits), b"".join(indexes))
+
+    def short(self, node: Node) -> tuple[int, int] | None:
+        blob, frame, offset, length = node.extents[0]
+        if blob is None or blob.table is None:
+            return None
+        device, base = self._addresses[blob]
+        block = base + ((blob.table.frame_decoded_offset(frame) + offset) >> BLOCK_BITS)
+        return chunk_format(chunk_bits(blocks_of(length))), block << 32 | device << 16  # CHUNK_INDEX
 
 
 def _runs(node: Node) -> Iterator[Run]:

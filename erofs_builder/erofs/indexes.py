@@ -101,7 +101,7 @@ class EncodedFiles:
     def measure(self, node: Node) -> tuple[int, int]:
         if not node.size:
             return EMPTY
-        if self._whole_fragment(node) is not None:
+        if len(node.extents) == 1 and self._fragment(node.extents[0]) is not None:
             return INODE_COMPRESSED_FULL, Z_MAP_HEADER.size
         if _is_chunked(node):
             return INODE_CHUNK_BASED, len(hole_body(node).data)
@@ -120,20 +120,18 @@ class EncodedFiles:
     def body(self, node: Node) -> Body:
         if not node.size:
             return EMPTY_BODY
-        fragment = self._whole_fragment(node)
-        if fragment is not None:
-            return Body(blocks_of(node.size), (fragment | Z_FRAGMENT_WHOLE).to_bytes(8, "little"))
+        if len(node.extents) == 1 and (short := self.short(node)):
+            return Body(short[0], short[1].to_bytes(Z_MAP_HEADER.size, "little"))
         if _is_chunked(node):
             return hole_body(node)
         return Body(data_blocks(node), self._index(node))
 
-    def _whole_fragment(self, node: Node) -> int | None:
-        """The file's offset in the packed inode, if it lies there."""
-        if len(node.extents) != 1:
-            return None
-        return self._fragment(node.extents[0])
+    def short(self, node: Node) -> tuple[int, int] | None:
+        fragment = self._fragment(node.extents[0])
+        return None if fragment is None else (blocks_of(node.size), fragment | Z_FRAGMENT_WHOLE)
 
     def _fragment(self, extent: Extent) -> int | None:
+        """The extent's offset in the packed inode, if it lies there."""
         if extent.blob is None:
             return None
         offsets = self._packed.get(extent.blob)

@@ -27,7 +27,7 @@ class Body(NamedTuple):
 
 
 class Files(Protocol):
-    """How one form represents regular files. Calls come in this order: note*, plan, measure*, place, body*."""
+    """How one form represents regular files. In this order: note*, plan, measure*, place, then body* and short*."""
 
     def note(self, node: Node) -> None:
         """Learn of a file, in the order of inodes."""
@@ -43,6 +43,9 @@ class Files(Protocol):
 
     def body(self, node: Node) -> Body:
         """The body, as long as `measure` said."""
+
+    def short(self, node: Node) -> tuple[int, int] | None:
+        """i_u and body of a file that is one extent in a blob, if that body has 8 bytes: as a little-endian number."""
 
 
 def check_extents(node: Node) -> None:

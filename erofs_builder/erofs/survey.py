@@ -6,6 +6,7 @@ import stat
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from erofs_builder import fingerprint
 from erofs_builder.erofs import dirs
@@ -32,6 +33,14 @@ def devices(root: Node, blobs: Iterable[Blob]) -> list[Blob]:
         for extent in node.extents:
             used.add(extent.blob)
     return [blob for blob in dict.fromkeys(blobs) if blob in used]
+
+
+class Listing(NamedTuple):
+    """A directory's dirents, in their order: what they name, the numbers of those inodes, and their file types."""
+
+    names: list[bytes]
+    numbers: array[int]
+    types: bytes
 
 
 class Survey:
@@ -66,7 +75,8 @@ class Survey:
         count = len(self.tree.nodes)
         self.extended = bytearray(count)  # whether the inode has 64 bytes
         self.heads = array("L", bytes(8 * count))  # bytes of the inode and its attributes
-        self.names: dict[int, list[bytes]] = {}  # of a directory's dirents, in their order
+        self.plain = bytearray(count)  # whether it is a file of one extent in a blob, and has no attributes: nearly all
+        self.listings: dict[int, Listing] = {}  # of directories
         self.flat_sizes = array("Q", bytes(8 * count))  # bytes of a directory's or symlink's data
         for number, node in self.tree:
             self._measure(number, node)
@@ -89,13 +99,24 @@ class Survey:
 
     def _measure(self, number: int, node: Node) -> None:
         extended = self._is_extended(number, node)
+        attributes = len(self.attributes(node)) if node.xattrs or node.fingerprint else 0
         self.extended[number] = extended
-        self.heads[number] = (_EXTENDED_SIZE if extended else _COMPACT_SIZE) + len(self.attributes(node))
-        if node.children is not None:
-            names = self.names[number] = dirs.sorted_names(node.children)
-            self.flat_sizes[number] = dirs.data_size(names)
+        self.heads[number] = (_EXTENDED_SIZE if extended else _COMPACT_SIZE) + attributes
+        if len(node.extents) == 1:
+            self.plain[number] = not attributes and node.extents[0].blob is not None
+        elif node.children is not None:
+            listing = self.listings[number] = self._listing(number, node.children)
+            self.flat_sizes[number] = dirs.data_size(listing.names)
         elif node.target:
             self.flat_sizes[number] = len(node.target)
+
+    def _listing(self, number: int, children: dict[bytes, Node]) -> Listing:
+        nodes = self.tree.nodes
+        named = {b".": nodes[number], b"..": nodes[self.tree.parents[number]], **children}
+        names = dirs.sorted_names(children)
+        found = [named[name] for name in names]
+        numbers = array("L", [child.number for child in found])
+        return Listing(names, numbers, bytes([FILE_TYPES[child.mode & 0o170000] for child in found]))
 
     def _is_extended(self, number: int, node: Node) -> bool:
         return (

@@ -14,6 +14,7 @@ from __future__ import annotations
 import stat
 from array import array
 from collections.abc import Sequence
+from struct import Struct
 from typing import NamedTuple
 
 from erofs_builder.erofs import dirs
@@ -24,7 +25,6 @@ from erofs_builder.erofs.layout import (
     BLOCK,
     BLOCK_BITS,
     DATALAYOUT_BIT,
-    FILE_TYPES,
     INODE_FLAT_INLINE,
     INODE_FLAT_PLAIN,
     ISLOT_BITS,
@@ -41,6 +41,9 @@ from erofs_builder.model import Blob, Node
 from erofs_builder.payload import ALIGNMENT, Form
 
 _pack_compact, _pack_extended = on_disk.INODE_COMPACT.pack_into, on_disk.INODE_EXTENDED.pack_into
+# With 8 bytes behind them: inodes lie at multiples of 32, so there is no gap.
+_pack_short_compact = Struct(f"{on_disk.INODE_COMPACT.format}Q").pack_into
+_pack_short_extended = Struct(f"{on_disk.INODE_EXTENDED.format}Q").pack_into
 _COMPACT_SIZE, _EXTENDED_SIZE = on_disk.INODE_COMPACT.size, on_disk.INODE_EXTENDED.size
 
 
@@ -88,10 +91,10 @@ class _Writer:
     def place(self) -> None:
         position = devices_end(self.form, self.devices)
         whole_blocks = 0
+        self.formats[:-1] = self.survey.extended
         for number, node in self.tree:
             try:
                 head, layout, tail, blocks = self._measure(number, node)
-                self.formats[number] = self.survey.extended[number]
             except UnsupportedError as error:
                 raise UnsupportedError(f"{self.tree.path(node)}: {error}") from None
             if blocks:
@@ -140,8 +143,12 @@ class _Writer:
 
     def encode(self) -> bytearray:
         image = bytearray(self.size)
+        plain, short = self.survey.plain, self.files.short
         for number, node in self.tree:
-            self._encode_node(image, number, node)
+            if plain[number] and (body := short(node)):
+                self._write_short(image, number, node, *body)
+            else:
+                self._encode_node(image, number, node)
         if self.packed and isinstance(self.files, EncodedFiles):
             self._write_inode(image, -1, self.packed, 1, self.packed.size, b"", self.files.packed_body(self.packed))
         if self._needs_zero_frame():
@@ -167,7 +174,7 @@ class _Writer:
         if kind == stat.S_IFREG:
             self._write_inode(image, number, node, self.tree.nlink(number), node.size, xattrs, self.files.body(node))
         elif kind == stat.S_IFDIR:
-            data, subdirectories = self._directory(number, node)
+            data, subdirectories = self._directory(number)
             self._write_flat(image, number, node, 2 + subdirectories, xattrs, data)
         elif kind == stat.S_IFLNK:
             self._write_flat(image, number, node, self.tree.nlink(number), xattrs, node.target)
@@ -176,19 +183,10 @@ class _Writer:
             i_u = on_disk.encode_rdev(*node.rdev) if is_device else 0
             self._write_inode(image, number, node, self.tree.nlink(number), 0, xattrs, Body(i_u, b""))
 
-    def _directory(self, number: int, node: Node) -> tuple[bytes, int]:
-        children = node.children or {}
-        names = self.survey.names[number]
-        offsets, number_of = self.offsets, self.tree.number
-        nids, types = [], []
-        for name in names:
-            child = children.get(name)
-            if child is None:
-                nids.append(offsets[number if name == b"." else self.tree.parents[number]] >> ISLOT_BITS)
-                types.append(on_disk.FT_DIR)
-            else:
-                nids.append(offsets[number_of(child)] >> ISLOT_BITS)
-                types.append(FILE_TYPES[child.mode & 0o170000])
+    def _directory(self, number: int) -> tuple[bytes, int]:
+        names, numbers, types = self.survey.listings[number]
+        offsets = self.offsets
+        nids = [offsets[each] >> ISLOT_BITS for each in numbers]
         return dirs.encode(names, nids, types), types.count(on_disk.FT_DIR) - 2
 
     def _write_flat(self, image: bytearray, number: int, node: Node, nlink: int, xattrs: bytes, data: bytes) -> None:
@@ -198,6 +196,16 @@ class _Writer:
         whole = len(data) & -BLOCK if inline else len(data)
         image[start << BLOCK_BITS : (start << BLOCK_BITS) + whole] = data[:whole]
         self._write_inode(image, number, node, nlink, len(data), xattrs, Body(start if whole else 0, data[whole:]))
+
+    def _write_short(self, image: bytearray, number: int, node: Node, i_u: int, body: int) -> None:
+        """A file without attributes whose body has 8 bytes: as `_write_inode` does it, in half the time."""
+        offset, i_format, nlink = self.offsets[number], self.formats[number], self.tree.nlink(number)
+        mode, size, uid, gid = node.mode, node.size, node.uid, node.gid
+        if i_format & on_disk.INODE_LAYOUT_EXTENDED:
+            uid, gid, mtime, nsec = uid & U32_MAX, gid & U32_MAX, node.mtime, node.mtime_nsec
+            _pack_short_extended(image, offset, i_format, 0, mode, 0, size, i_u, 0, uid, gid, mtime, nsec, nlink, body)
+        else:
+            _pack_short_compact(image, offset, i_format, 0, mode, nlink, size, 0, i_u, 0, uid, gid, 0, body)
 
     def _write_inode(
         self, image: bytearray, number: int, node: Node, nlink: int, size: int, xattrs: bytes, body: Body
