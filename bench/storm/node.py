@@ -164,7 +164,8 @@ class Storm:
         until = time.monotonic() + _SETTLE
         while True:
             time.sleep(0.1)
-            complete = len(self.victim.workers()) > 1  # the one that waits is there again
+            # The worker that waits is there again, and what forks the next.
+            complete = len(self.victim.workers()) > 1 and bool(self.victim.nurseries())
             names = self.victim.descriptors()
             found = {name: len(open_files) for name, open_files in names.items()}
             first = self.descriptors[0] if self.descriptors else found

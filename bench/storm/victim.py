@@ -24,6 +24,7 @@ from mounts.syscalls import MNT_DETACH
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _SERVE = "from loader.cli.loader import main; main()"
 _PR_SET_CHILD_SUBREAPER = 36
+_PIDFD = "anon_inode:[pidfd]"
 _PATIENCE = 240.0  # seconds: on a busy machine a start takes long
 # Kinds of kill and how often each comes, in per mille.
 KINDS = {
@@ -182,7 +183,8 @@ class Victim:
                 os.waitpid(pid, 0)
 
     def descriptors(self) -> dict[str, list[str]]:
-        """What each kind of process has open; of the worker, what is not a connection."""
+        """What each kind of process has open; of the worker, what is not a connection, and of the keeper nothing that
+        stands for a living process: of workers, it has one for those that its nursery forked, and none for others."""
         pids = {"supervisor": self.supervisor, "keeper": self.keeper(), "worker": self.workers()[0]}
         found = {name: _open_files(pid) for name, pid in pids.items()}
         found["worker"] = [name for name in found["worker"] if not name.startswith("socket:")]
@@ -298,7 +300,9 @@ def _open_files(pid: int) -> list[str]:
     found = []
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):
-            found.append(str(entry.readlink()))
+            name = str(entry.readlink())
+            if name != _PIDFD or "Pid:\t-1\n" in Path(f"/proc/{pid}/fdinfo/{entry.name}").read_text():
+                found.append(name)
     return found
 
 
