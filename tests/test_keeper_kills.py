@@ -150,6 +150,31 @@ def test_supervisor_dies(daemon: Daemon, image: Image, target: Path) -> None:
     wait_until(lambda: not Path(f"/proc/{before}").exists())
 
 
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.03, 0.06, 0.1, 0.15, 0.25])
+def test_supervisor_dies_while_the_next_keeper_starts(daemon: Daemon, image: Image, target: Path, delay: float) -> None:
+    """That keeper holds everything by then, and takes the supervisor's place, in whatever moment."""
+    daemon.mount(image, target)
+    readers = start_readers(target)
+    supervisor = daemon.process
+    assert supervisor is not None
+    keeper, _ = daemon.pids()
+    os.kill(keeper, signal.SIGKILL)
+    wait_until(lambda: set(children(supervisor.pid)) - {keeper})
+    time.sleep(delay)
+    supervisor.kill()
+    supervisor.wait()
+    for reader in readers:
+        for name, found in results(reader).items():
+            assert found in (image.files[name], f"errno {errno.EIO}")
+    check(start_readers(target), image)
+    assert "the supervisor is gone: taking its place" in daemon.log.read_text()
+    assert [mount["target"] for mount in daemon.call("status")["mounts"]] == [str(target)]
+
+
 def test_everything_dies(daemon: Daemon, image: Image, target: Path) -> None:
     """Encoded: errors while nobody is there, then the mount goes on. Decoded: fenced, never served again."""
     daemon.mount(image, target)

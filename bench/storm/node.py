@@ -45,7 +45,7 @@ class Spec(NamedTuple):
 
 
 class StuckError(Exception):
-    """Readers that do not come to rest although nothing is killed any more."""
+    """Readers that do not come to rest although nothing is killed any more; or nobody is left to kill."""
 
 
 class Storm:
@@ -132,14 +132,16 @@ class Storm:
         self.mount()
         self.board.paused = False
         drop_at = time.monotonic() + _DROP
-        done = 0
+        done, done_at = 0, time.monotonic()
         while done < kills and self.goes_on:
             self._wait()
+            if time.monotonic() - done_at > STUCK:
+                raise StuckError("no process came that could be killed")
             kind = self.rng.choices(list(KINDS), list(KINDS.values()))[0]
             if self.victim.kill(kind, self.rng):
                 self.board.kills += 1
                 self.kills[kind] += 1
-                done += 1
+                done, done_at = done + 1, time.monotonic()
             self.victim.reap_orphans()
             if time.monotonic() > drop_at:
                 self.drop_caches()

@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import sys
+from typing import NoReturn
 
 from loader.keeper.config import CONFIG_ENV, STORED_ENV, SUPERVISOR_ENV, KeeperConfig
 from loader.keeper.fdstore import FDS_ENV, FdStore, listen_fds, to_environment
@@ -28,7 +29,7 @@ def main() -> int:
     limit = CAPACITY if hard == resource.RLIM_INFINITY else min(hard, CAPACITY)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     try:
-        keeper = Keeper(config, fds, FdStore(os.environ.get("NOTIFY_SOCKET")))
+        keeper = Keeper(config, fds, FdStore(os.environ.get("NOTIFY_SOCKET"), mortal=True))
     except OSError as error:
         log.error("plane %s: %s", config.plane, error)
         return NO_KERNEL_SUPPORT if error.errno in _MISSING else 1
@@ -40,13 +41,16 @@ def _watch_supervisor(keeper: Keeper) -> None:
     supervisor = int(os.environ.get(SUPERVISOR_ENV, "0"))
     if not supervisor:
         return
-    pidfd = os.pidfd_open(supervisor)
+    try:  # killed while this keeper started, it may be reaped already
+        pidfd = os.pidfd_open(supervisor)
+    except ProcessLookupError:
+        orphaned(keeper)
     if os.getppid() != supervisor:
         orphaned(keeper)
     keeper.watch_supervisor(pidfd, lambda: orphaned(keeper))
 
 
-def orphaned(keeper: Keeper) -> None:
+def orphaned(keeper: Keeper) -> NoReturn:
     """The supervisor is gone. Under systemd the next one gets everything from systemd; else become the supervisor.
 
     Becoming it is an exec with all descriptors: the new supervisor then starts a keeper that takes over from us.

@@ -10,7 +10,7 @@ import array
 import contextlib
 import os
 import socket
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 
 FDS_ENV = "EROFS_LOADER_FDS"
 MAX_FDS = 253  # SCM_MAX_FD of the kernel
@@ -18,14 +18,20 @@ _SEND_TIMEOUT = 10.0
 
 
 class FdStore:
-    """The sending end. Without an address everything is a no-op (nobody keeps descriptors then)."""
+    """The sending end. Without an address everything is a no-op (nobody keeps descriptors then).
 
-    def __init__(self, address: str | None) -> None:
+    `mortal`: the receiving process may have been killed; then too everything is a no-op from there on, and whoever
+    sends has to notice by other means. Else that is a ConnectionRefusedError.
+    """
+
+    def __init__(self, address: str | None, *, mortal: bool = False) -> None:
         self._socket: socket.socket | None = None
+        self._mortal = mortal
         if address:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
             self._socket.settimeout(_SEND_TIMEOUT)
-            self._socket.connect("\0" + address[1:] if address.startswith("@") else address)
+            with self._survived():
+                self._socket.connect("\0" + address[1:] if address.startswith("@") else address)
 
     def store(self, name: str, fd: int) -> None:
         """Have `fd` kept under `name`; it is safe once this returns."""
@@ -47,7 +53,17 @@ class FdStore:
 
     def send(self, text: str, fds: list[int] | None = None) -> None:
         if self._socket is not None:
-            send_with_fds(self._socket, text.encode(), fds or [])
+            with self._survived():
+                send_with_fds(self._socket, text.encode(), fds or [])
+
+    @contextlib.contextmanager
+    def _survived(self) -> Iterator[None]:
+        try:
+            yield
+        except ConnectionRefusedError:
+            if not self._mortal:
+                raise
+            self.close()
 
     def close(self) -> None:
         if self._socket is not None:
