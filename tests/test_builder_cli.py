@@ -151,6 +151,40 @@ def test_sigterm_leaves_nothing_behind(layout: Layout, tmp_path: Path) -> None:
     assert not list((tmp_path / "out").glob(".convert-*"))
 
 
+_LOSES_IT = """
+import contextlib, pathlib, sys, threading, time
+import click
+from loader.cli import common
+common._CLEANING_UP = 0.2
+
+@click.command()
+def command():
+    try:
+        if "thread" in sys.argv:
+            threading.Thread(target=threading.Event().wait).start()
+        print("begun", flush=True)
+        with contextlib.suppress(SystemExit):  # as Python does within some callbacks
+            time.sleep(60)
+        time.sleep(60)
+    finally:
+        print("cleaned up", flush=True)
+
+common.run(command, "command", [])
+"""
+
+
+@pytest.mark.parametrize("words", [[], ["thread"]], ids=["lost", "a thread hangs"])
+def test_sigterm_ends_also_who_loses_it(words: list[str]) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", _LOSES_IT, *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=30)
+    assert (process.returncode, out) == (143, "cleaned up\n")
+
+
 def test_completion_knows_the_commands() -> None:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "_EROFS_BUILDER_COMPLETE": "bash_source"}
     result = subprocess.run(PROGRAM, capture_output=True, text=True, env=environment, timeout=60)

@@ -23,6 +23,8 @@ from erofs_builder.errors import FormatError, IntegrityError
 from loader.errors import LoaderError
 
 _ROOM = "make room where the output goes; of an upload that is TMPDIR first, which may be another disk"
+_TERMINATED = 128 + signal.SIGTERM
+_CLEANING_UP = 5.0  # seconds
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -92,9 +94,22 @@ def explain(error: Exception) -> tuple[int, str, str | None]:
     return 1, f"this is a bug: {type(error).__name__}: {error}", None
 
 
-def _terminate(number: int, _frame: object) -> NoReturn:
+def _terminate(_number: int, _frame: object) -> NoReturn:
+    """End in order; try again if that takes long, and then end at once.
+
+    Python passes over what a signal's handler raises where it interrupts a callback, an import's for one; and where it
+    interrupts a lock's holder, another thread may wait for that lock for ever.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.exit(128 + number)
+    signal.signal(signal.SIGALRM, _terminate_again)
+    signal.setitimer(signal.ITIMER_REAL, _CLEANING_UP)
+    sys.exit(_TERMINATED)
+
+
+def _terminate_again(_number: int, _frame: object) -> NoReturn:
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(_TERMINATED))
+    signal.setitimer(signal.ITIMER_REAL, _CLEANING_UP)
+    sys.exit(_TERMINATED)
 
 
 def json_option(function: F) -> F:
