@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import struct
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 
 from mounts import MountError, mount_erofs, mountinfo, parse_mountinfo, umount2
 from mounts.syscalls import MNT_DETACH
+from tests.support import erofs_utils
 
 SUPERBLOCK = 1024
 
@@ -50,7 +50,7 @@ def image(tmp_path: Path) -> Path:
     tree.mkdir()
     (tree / "hello").write_bytes(b"hello\n" * 5000)
     path = tmp_path / "image.erofs"
-    subprocess.run(["mkfs.erofs", "--quiet", str(path), str(tree)], check=True, capture_output=True)
+    erofs_utils.run("mkfs.erofs", "--quiet", path, tree)
     return path
 
 
