@@ -111,7 +111,9 @@ from loader.keeper.plane_fanotify import JOURNAL, reserve_journaled
 journal = Journal.create()
 note = os.memfd_create("note")
 os.write(note, b"kept")
-numbers = {note, journal.fd, 40, 41}
+free = os.dup(0)  # the number that the next descriptor gets
+os.close(free)
+numbers = {note, journal.fd, free, 40, 41}
 for number in numbers:
     journal.add(Entry(number, 1, 0, 1))
 fds = {JOURNAL: journal.fd, "note": note}

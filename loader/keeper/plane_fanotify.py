@@ -345,7 +345,7 @@ def reserve_journaled(fds: dict[str, int]) -> None:
                 parked.append(copy)
             else:
                 fds[name] = copy
-    for number in numbers:
+    for number in numbers - {null}:  # it may have got one itself, and cannot be copied onto itself
         os.dup2(null, number, inheritable=False)
     for fd in parked:
         if fd not in numbers:
