@@ -6,6 +6,7 @@ The scale is logarithmic and always runs so that right is better, whether more o
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator
 from html import escape
 
@@ -69,7 +70,7 @@ def _scale(top: float, bottom: float) -> Iterator[str]:
 def _line(row: Row, y: float) -> Iterator[str]:
     color = MET if row.met else BEHIND
     ours = _position(standing(row, row.value))
-    what = row.what if len(row.what) <= 62 else row.what[:61] + "…"
+    what = textwrap.shorten(row.what, 62, placeholder=" …")
     yield _label(16, y + 4, row.number, INK, weight=600)
     yield _label(68, y + 4, what, INK)
     yield f"<line x1='{_position(1):.1f}' y1='{y}' x2='{ours:.1f}' y2='{y}' stroke='{color}' stroke-width='3'/>"
