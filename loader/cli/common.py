@@ -53,7 +53,7 @@ def end_at_once(code: int) -> NoReturn:
     """End the process, once everything is closed and told, without taking apart what it holds.
 
     An image's nodes and the modules, freed one by one, take as long as Python takes to start. What atexit has is not
-    called: logging flushes line by line, and there are no other threads left.
+    called: logging flushes line by line, and of other threads at most one is left that hangs.
     """
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
