@@ -19,7 +19,7 @@ from erofs_builder.payload import Form
 from loader.errors import KernelSupportError
 from loader.planes import cachefiles_canary, fanotify_canary
 from loader.planes.canary import CanaryFailed, CanaryImage
-from loader.planes.needs import explain
+from loader.planes.needs import ANOTHER_KERNEL, OTHER_FORM, explain
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def _try_sharing(root: Path) -> str | None:
 def choose(root: Path, plane: str = "auto", form: str = "auto") -> Finding:
     """The first combination, in order of preference, that works and fits; each of plane and form may be "auto".
 
-    KernelSupportError says for each that fits what is missing and what to do.
+    KernelSupportError says for each that fits what is missing, and what to do: to ask for another one, if one works.
     """
     fitting = [(name, kind) for name, kind in COMBINATIONS if plane in ("auto", name) and form in ("auto", kind.value)]
     root.mkdir(parents=True, exist_ok=True)
@@ -114,11 +114,30 @@ def choose(root: Path, plane: str = "auto", form: str = "auto") -> Finding:
         if finding.works:
             return finding
         failures.append(finding)
-    raise no_support(failures)
+    others = (probe_one(root, *one) for one in COMBINATIONS if one not in fitting)
+    raise no_support(failures, next((finding for finding in others if finding.works), None))
 
 
-def no_support(failures: Sequence[Finding]) -> KernelSupportError:
-    """The error that says what is missing on every combination."""
+def no_support(failures: Sequence[Finding], other: Finding | None = None) -> KernelSupportError:
+    """The error that says what is missing on every combination. `other` was not asked for, and works."""
     lines = [f"{item.plane}, {item.form.value}: needs {item.missing}" for item in failures]
-    remedies = dict.fromkeys(item.remedy for item in failures if item.remedy)
-    return KernelSupportError("no way to serve images here\n" + "\n".join(lines), "; ".join(remedies))
+    if other is None:
+        return KernelSupportError("no way to serve images here\n" + "\n".join(lines), remedy(failures))
+    words = "no way to serve images with this plane and form here"
+    return KernelSupportError(
+        "\n".join([words, *lines]), f"the {other.plane} plane with the {other.form.value} form works here"
+    )
+
+
+def remedy(findings: Sequence[Finding]) -> str | None:
+    """The one thing to do: where nothing works, or where the preferred plane needs no more than a change here.
+
+    A change on this machine comes before another kernel, and nothing has to be done for a plane that is not needed.
+    """
+    works = any(item.works for item in findings)
+    preferred = [item for item in findings if item.plane == COMBINATIONS[0][0]]
+    if any(item.works for item in preferred):
+        return None
+    needed = dict.fromkeys(item.remedy for item in (preferred if works else findings) if item.remedy)
+    here = [text for text in needed if text not in (ANOTHER_KERNEL, OTHER_FORM)]
+    return next(iter(here), None if works or not needed else ANOTHER_KERNEL)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from erofs_builder.payload import Form
 from loader.cli import loader as command
 from loader.cli import loader_serve
 from loader.config import Config, load_config, parse_size
-from loader.errors import UsageError
+from loader.errors import LoaderError, UsageError
+from loader.probe import Finding
 
 
 def test_options_beat_environment_beats_file_beats_defaults(tmp_path: Path) -> None:
@@ -174,3 +177,31 @@ def test_a_root_that_others_can_write_in_is_refused(tmp_path: Path) -> None:
         tmp_path.chmod(mode)
         with pytest.raises(UsageError, match="can be written by others"):
             loader_serve.resolved(Config(root=tmp_path))
+
+
+@pytest.mark.parametrize("name", ["serve", "probe"])
+def test_what_mounts_says_that_it_must_run_as_root(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(LoaderError, match="must run as root") as caught:
+        if name == "serve":
+            loader_serve.serve(Config(root=tmp_path))
+        else:
+            loader_serve.probe(Config(root=tmp_path), as_json=False)
+    assert caught.value.hint == f"sudo erofs-loader {name}"
+    assert not list(tmp_path.iterdir())
+
+
+def test_probe_gives_no_hint_where_the_preferred_plane_works(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = [
+        Finding("fanotify", Form.ENCODED, True, 0.1, not_shared="a kernel"),
+        Finding("cachefiles", Form.DECODED, False, 0.1, "a device", "load the module"),
+    ]
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(loader_serve, "probe_all", lambda root: found)
+    assert loader_serve.probe(Config(), as_json=False) == 0
+    assert "hint" not in capsys.readouterr().out
+    monkeypatch.setattr(loader_serve, "probe_all", lambda root: found[1:])
+    assert loader_serve.probe(Config(), as_json=False) == 13
+    assert "hint: load the module\n" in capsys.readouterr().out

@@ -12,9 +12,9 @@ import pytest
 from erofs_builder.payload import Form
 from loader import probe
 from loader.errors import KernelSupportError
-from loader.planes import canary
+from loader.planes import canary, needs
 from loader.planes.canary import CanaryFailed, CanaryImage, check_reads
-from loader.planes.needs import explain
+from loader.planes.needs import ANOTHER_KERNEL, OTHER_FORM, explain
 from mounts import mountinfo
 
 
@@ -49,7 +49,7 @@ def test_failures_are_explained(plane: str, form: Form, failed: CanaryFailed, na
 
 @pytest.mark.parametrize(
     ("running", "advice"),
-    [("6.12.117", "modprobe"), ("7.1.7-rc1", "modprobe"), ("7.1.8", "fanotify plane"), ("7.3.4+deb13-cloud", "such a")],
+    [("6.12.117", "modprobe"), ("7.1.7-rc1", "modprobe"), ("7.1.8", "6.14"), ("7.3.4+deb13-cloud", "6.14")],
 )
 def test_a_module_is_not_advised_where_it_cannot_help(
     running: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -61,15 +61,64 @@ def test_a_module_is_not_advised_where_it_cannot_help(
     assert ("modprobe" in missing.remedy) == (advice == "modprobe")
 
 
+@pytest.mark.parametrize(("built", "advised"), [("=y", True), (" is not set", False)])
+def test_a_module_is_not_advised_where_the_kernel_was_built_without_the_mode(
+    built: str, advised: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Debian's own kernels: they have the module, which then helps nobody."""
+    monkeypatch.setattr(needs, "release", lambda: (6, 1, 192))
+    monkeypatch.setattr(Path, "read_text", lambda path: f"CONFIG_CACHEFILES=m\nCONFIG_CACHEFILES_ONDEMAND{built}\n")
+    missing = explain(failure("device", errno.ENOENT), "cachefiles", Form.DECODED, tmp_path)
+    assert ("modprobe" in missing.remedy) is advised
+    assert ("on-demand mode" in missing.what) is not advised
+
+
+def finding(plane: str, form: Form, remedy: str | None) -> probe.Finding:
+    """Of a combination that works, or that lacks something with this remedy."""
+    return probe.Finding(plane, form, remedy is None, 0.1, remedy and f"what {plane} needs", remedy)
+
+
+def findings(*remedies: str | None) -> list[probe.Finding]:
+    """One for each combination, in order of preference."""
+    return [finding(*one, remedy) for one, remedy in zip(probe.COMBINATIONS, remedies, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("remedies", "advice"),
+    [
+        ((None, "modprobe", None, "modprobe"), None),
+        ((OTHER_FORM, "modprobe", None, "modprobe"), None),
+        ((ANOTHER_KERNEL, None, ANOTHER_KERNEL, None), None),
+        ((ANOTHER_KERNEL, OTHER_FORM, ANOTHER_KERNEL, None), None),
+        (("--root", None, "--root", None), "--root"),
+        ((ANOTHER_KERNEL,) * 4, ANOTHER_KERNEL),
+        ((ANOTHER_KERNEL, OTHER_FORM, ANOTHER_KERNEL, ANOTHER_KERNEL), ANOTHER_KERNEL),
+        ((ANOTHER_KERNEL, "modprobe", ANOTHER_KERNEL, "modprobe"), "modprobe"),
+    ],
+)
+def test_there_is_one_remedy_and_only_where_one_is_needed(remedies: tuple[str | None, ...], advice: str | None) -> None:
+    assert probe.remedy(findings(*remedies)) == advice
+
+
 def test_no_support_names_every_need() -> None:
-    findings = [
-        probe.Finding("fanotify", Form.ENCODED, False, 0.1, "this", "do this"),
-        probe.Finding("cachefiles", Form.DECODED, False, 0.1, "that", "do that"),
-    ]
-    error = probe.no_support(findings)
+    error = probe.no_support(findings(*[ANOTHER_KERNEL] * 4))
     assert error.exit_code == 13
-    assert "fanotify, encoded: needs this" in str(error) and "cachefiles, decoded: needs that" in str(error)
-    assert error.hint == "do this; do that"
+    assert "fanotify, encoded: needs what fanotify needs" in str(error)
+    assert "cachefiles, decoded: needs what cachefiles needs" in str(error)
+    assert error.hint == ANOTHER_KERNEL
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_the_other_plane_is_named_only_if_it_works(
+    works: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def probe_one(root: Path, plane: str, form: Form) -> probe.Finding:
+        return finding(plane, form, None if works and plane == "fanotify" else ANOTHER_KERNEL)
+
+    monkeypatch.setattr(probe, "probe_one", probe_one)
+    with pytest.raises(KernelSupportError) as caught:
+        probe.choose(tmp_path, "cachefiles")
+    assert caught.value.hint == ("the fanotify plane with the encoded form works here" if works else ANOTHER_KERNEL)
 
 
 def test_the_canary_image_is_the_same_every_time() -> None:
@@ -95,9 +144,9 @@ def test_wrong_bytes_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.root
 def test_probe_finds_what_works(tmp_path: Path) -> None:
-    findings = {(item.plane, item.form): item for item in probe.probe(tmp_path / "root")}
-    assert set(findings) == set(probe.COMBINATIONS)
-    for item in findings.values():
+    found = {(item.plane, item.form): item for item in probe.probe(tmp_path / "root")}
+    assert set(found) == set(probe.COMBINATIONS)
+    for item in found.values():
         assert item.works or (item.missing and item.remedy and item.detail)
         assert item.to_json()["works"] is item.works
     assert list((tmp_path / "root").iterdir()) == []
@@ -106,8 +155,7 @@ def test_probe_finds_what_works(tmp_path: Path) -> None:
 
 @pytest.mark.root
 def test_choose_takes_the_first_that_works(tmp_path: Path) -> None:
-    findings = probe.probe(tmp_path)
-    working = [(item.plane, item.form) for item in findings if item.works]
+    working = [(item.plane, item.form) for item in probe.probe(tmp_path) if item.works]
     if not working:
         with pytest.raises(KernelSupportError):
             probe.choose(tmp_path)

@@ -20,7 +20,7 @@ from loader.config import SETTINGS_VARIABLE, Config
 from loader.errors import KernelSupportError, LoaderError, UsageError
 from loader.keeper import supervisor
 from loader.keeper.config import KeeperConfig
-from loader.probe import choose
+from loader.probe import choose, remedy
 from loader.probe import probe as probe_all
 
 log = logging.getLogger(__name__)
@@ -32,8 +32,7 @@ KEEPER_MARGIN = 30.0  # the worker gives up first, and says why
 
 def serve(config: Config) -> int:
     """Become the daemon's supervisor; its exit status."""
-    if os.geteuid() != 0:
-        raise LoaderError("the daemon mounts file systems: it must run as root")
+    _require_root("the daemon", "serve")
     logging.basicConfig(
         level=config.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
     )
@@ -48,6 +47,11 @@ def serve(config: Config) -> int:
         worker_env={SETTINGS_VARIABLE: config.encode()},
     )
     return supervisor.run(keeper)
+
+
+def _require_root(who: str, command: str) -> None:
+    if os.geteuid() != 0:
+        raise LoaderError(f"{who} mounts file systems: it must run as root", hint=f"sudo erofs-loader {command}")
 
 
 def resolved(config: Config) -> Config:
@@ -90,6 +94,7 @@ def _read_choice(root: Path) -> tuple[str, str, bool] | None:
 
 def probe(config: Config, as_json: bool) -> int:
     """Say what works here, tried; 13 if nothing does."""
+    _require_root("the probe", "probe")
     findings = probe_all(config.root)
     if as_json:
         print_json([finding.to_json() for finding in findings])
@@ -103,6 +108,6 @@ def probe(config: Config, as_json: bool) -> int:
             if finding.works and (finding.plane, finding.form) == ("fanotify", Form.ENCODED):
                 shared = "works" if finding.shares else f"no, needs {finding.not_shared}"
                 click.echo(f"page cache shared between images: {shared}")
-        for remedy in dict.fromkeys(finding.remedy for finding in findings if finding.remedy):
-            click.echo(f"hint: {remedy}")
+        if hint := remedy(findings):
+            click.echo(f"hint: {hint}")
     return 0 if any(finding.works for finding in findings) else KernelSupportError.exit_code

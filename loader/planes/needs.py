@@ -21,30 +21,28 @@ class Missing:
     remedy: str
 
 
+ANOTHER_KERNEL = (
+    "boot Linux 6.14 or later (Debian 13: linux-image-amd64 from trixie-backports), or a kernel of 5.19 to 7.1 that is "
+    "built with CONFIG_CACHEFILES_ONDEMAND and CONFIG_EROFS_FS_ONDEMAND"
+)
+OTHER_FORM = "use the decoded form here"
 _ROOT = Missing("the right to try it (CAP_SYS_ADMIN)", "run it as root")
 _EROFS = Missing("EROFS in this kernel (CONFIG_EROFS_FS)", "load the module: modprobe erofs")
 _ZSTD = Missing(
-    "zstd in this kernel's EROFS (CONFIG_EROFS_FS_ZIP, CONFIG_EROFS_FS_ZIP_ZSTD; 6.10 and later)",
-    "use the decoded form here",
+    "zstd in this kernel's EROFS (CONFIG_EROFS_FS_ZIP, CONFIG_EROFS_FS_ZIP_ZSTD; 6.10 and later)", OTHER_FORM
 )
-_FANOTIFY = Missing(
-    "fanotify permission events (CONFIG_FANOTIFY, CONFIG_FANOTIFY_ACCESS_PERMISSIONS)", "use a kernel that has them"
-)
+_FANOTIFY = Missing("fanotify permission events (CONFIG_FANOTIFY, CONFIG_FANOTIFY_ACCESS_PERMISSIONS)", ANOTHER_KERNEL)
 _PRE_ACCESS = Missing(
-    "pre-content events, FAN_PRE_ACCESS (CONFIG_FANOTIFY_ACCESS_PERMISSIONS; 6.14 and later)",
-    "use the cachefiles plane, or a kernel that has them",
+    "pre-content events, FAN_PRE_ACCESS (CONFIG_FANOTIFY_ACCESS_PERMISSIONS; 6.14 and later)", ANOTHER_KERNEL
 )
-_FILE_BACKED = Missing("file-backed EROFS mounts (CONFIG_EROFS_FS_BACKED_BY_FILE)", "use a kernel that has them")
+_FILE_BACKED = Missing("file-backed EROFS mounts (CONFIG_EROFS_FS_BACKED_BY_FILE)", ANOTHER_KERNEL)
 _DEVICE = Missing(
-    "/dev/cachefiles (CONFIG_FSCACHE, CONFIG_CACHEFILES)", "load the module: modprobe cachefiles; or use fanotify"
+    "/dev/cachefiles (CONFIG_FSCACHE, CONFIG_CACHEFILES)",
+    f"load the module: modprobe cachefiles; if that does not help, {ANOTHER_KERNEL}",
 )
 _ON_DEMAND_GONE = (7, 1, 8)  # for what to do, never for what works
-_ON_DEMAND = Missing(
-    "cachefiles on-demand mode (CONFIG_CACHEFILES_ONDEMAND; 5.19 to 7.1)", "use the fanotify plane, or such a kernel"
-)
-_FSID = Missing(
-    "EROFS over fscache (CONFIG_EROFS_FS_ONDEMAND; 5.19 to 7.1)", "use the fanotify plane, or such a kernel"
-)
+_ON_DEMAND = Missing("cachefiles on-demand mode (CONFIG_CACHEFILES_ONDEMAND; 5.19 to 7.1)", ANOTHER_KERNEL)
+_FSID = Missing("EROFS over fscache (CONFIG_EROFS_FS_ONDEMAND; 5.19 to 7.1)", ANOTHER_KERNEL)
 _BUSY = Missing("/dev/cachefiles, which another daemon has", "stop the other daemon, or ask it: erofs-loader status")
 _SHARE = Missing(
     "page cache sharing in this kernel's EROFS (CONFIG_EROFS_FS_PAGE_CACHE_SHARE; 7.0 and later)",
@@ -83,7 +81,7 @@ def _cachefiles(step: str, number: int | None) -> Missing | None:
     if step == "device":
         if number == errno.EBUSY:
             return _BUSY
-        return _DEVICE if release() < _ON_DEMAND_GONE else _ON_DEMAND  # the module alone would not help there
+        return _DEVICE if _may_have_on_demand() else _ON_DEMAND  # the module alone would not help there
     if step == "bind" and number in _UNSUPPORTED:
         return _ON_DEMAND
     return _FSID if step == "fsid" else None
@@ -99,6 +97,15 @@ def _mount(number: int | None, plane: str, form: Form, text: str) -> Missing | N
     if plane == "cachefiles" and (number in (errno.ENOTBLK, errno.ENOENT) or "fsid" in text):
         return _FSID
     return _ZSTD if form is Form.ENCODED and number in _UNSUPPORTED else None
+
+
+def _may_have_on_demand() -> bool:
+    """Whether the module, once loaded, could have it. Debian's kernels, for one, have the module and not the mode."""
+    try:
+        built = Path(f"/boot/config-{os.uname().release}").read_text()
+    except OSError:
+        built = "CONFIG_CACHEFILES_ONDEMAND=y"
+    return release() < _ON_DEMAND_GONE and "CONFIG_CACHEFILES_ONDEMAND=y" in built
 
 
 def release() -> tuple[int, ...]:
