@@ -17,6 +17,10 @@ import erofs_builder.errors
 import loader.errors
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "vm-tests"))
+
+from rig import report  # noqa: E402
+
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 
 
@@ -51,6 +55,11 @@ def test_every_exit_code_is_documented() -> None:
         if isinstance(value, type) and issubclass(value, Exception) and hasattr(value, "exit_code")
     }
     assert used and used <= documented
+
+
+def test_what_does_not_come_from_runs_is_on_the_kernels_page_as_the_rig_writes_it() -> None:
+    page = (ROOT / "docs" / "kernels.md").read_text()
+    assert page.startswith(report.HEAD) and page.endswith(report.LIMITS)
 
 
 @pytest.mark.parametrize("command", ["erofs-builder", "erofs-loader"])

@@ -31,6 +31,8 @@ From the kernels' sources and change logs; only what the matrix above holds was 
 | before 5.19 | no cachefiles on-demand mode, no file-backed EROFS | `probe` exits 13 and names the options |
 | 5.19 to 6.7, as released | cachefiles without `restore` and without a second OPEN of a lost object | after the \
 keeper's death readers of data not yet cached get EIO until the image is mounted anew (Debian's 6.1.192 has both) |
+| Debian 12 and 13 as shipped (6.1, 6.12) | no pre-content events, `CONFIG_CACHEFILES_ONDEMAND` is not set | nothing \
+is served: `probe` and `serve` end with 13 (*trixie* above); trixie-backports' kernel has the fanotify plane |
 | before 6.10 | no zstd in EROFS | decoded form only |
 | cachefiles before 6.12 | a write at an unaligned offset lands at the rounded-down one | whole, aligned \
 4 KiB blocks only |
