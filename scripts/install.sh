@@ -4,20 +4,53 @@
 #   scripts/install.sh [PREFIX]      default: /usr/local
 #
 # The Python part is a virtual environment of its own, PREFIX/lib/erofs-ondemand, because Debian and others let pip
-# install nothing beside their own packages. A second run updates it. To undo: scripts/install.sh --remove [PREFIX].
+# install nothing beside their own packages. A second run updates it. To undo: scripts/install.sh --remove [PREFIX], once
+# the unit is stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 remove=
 [ "${1:-}" = --remove ] && remove=yes && shift
 prefix=${1:-/usr/local}
+prefix=${prefix%/}
 tree=$prefix/lib/erofs-ondemand
 unit=$prefix/lib/systemd/system/erofs-loader.service
 commands="erofs-builder erofs-loader"
 
 log() { echo "install: $*" >&2; }
 
+can_write() {
+    local place=$prefix
+    while [ -n "$place" ] && [ ! -e "$place" ]; do place=${place%/*}; done
+    [ -d "${place:-/}" ] && [ -w "${place:-/}" ]
+}
+
+python_is_complete() {
+    "$python" - 2>/dev/null <<'EOF'
+import ensurepip, os, sys, sysconfig, venv
+sys.exit(sys.version_info < (3, 11) or not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))
+EOF
+}
+
+# Another prefix's unit may go on.
+unit_runs() {
+    case $(systemctl is-active erofs-loader 2>/dev/null) in
+        active | activating | reloading | deactivating) ;;
+        *) return 1 ;;
+    esac
+    systemctl show --property ExecStart erofs-loader | grep -qF "path=$prefix/bin/erofs-loader "
+}
+
+if ! can_write; then
+    log "nothing can be written in $prefix: run it as root, or choose another PREFIX"
+    exit 1
+fi
+
 if [ -n "$remove" ]; then
+    if unit_runs; then
+        log "the daemon runs from $prefix; stop it first: systemctl disable --now erofs-loader"
+        exit 1
+    fi
     for command in $commands; do
         rm -f "$prefix/bin/$command" "$prefix/share/man/man1/$command.1" \
             "$prefix/share/bash-completion/completions/$command" \
@@ -30,9 +63,9 @@ if [ -n "$remove" ]; then
 fi
 
 python=${PYTHON:-python3}
-header=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["include"] + "/Python.h")')
-if ! command -v "${CC:-gcc}" >/dev/null || [ ! -e "$header" ] || ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
-    log "the extensions are compiled here: apt-get install --no-install-recommends gcc libc6-dev python3-dev python3-venv"
+if ! command -v "$python" >/dev/null || ! command -v "${CC:-gcc}" >/dev/null || ! python_is_complete; then
+    log "this takes Python 3.11 or later with its headers, and a compiler, as the extensions are compiled here:"
+    log "apt-get install --no-install-recommends gcc libc6-dev python3 python3-dev python3-venv"
     exit 1
 fi
 
@@ -53,4 +86,9 @@ install -D -m 644 -t "$prefix/lib/tmpfiles.d" systemd/erofs-loader.conf
 install -d "$(dirname "$unit")"
 sed "s,/usr/bin/,$prefix/bin/," systemd/erofs-loader.service >"$unit"
 chmod 644 "$unit"
-log "$prefix/bin/erofs-loader, and its unit: systemctl daemon-reload; systemctl enable --now erofs-loader"
+if systemd-analyze unit-paths 2>/dev/null | grep -qxF "$(dirname "$unit")"; then
+    log "$prefix/bin/erofs-loader, and its unit: systemctl daemon-reload; systemctl enable --now erofs-loader"
+else
+    log "$prefix/bin/erofs-loader, and its unit: systemctl enable --now $unit"
+    log "completion is found only below /usr/local and /usr (docs/completion.md), man pages also where PATH has $prefix/bin"
+fi

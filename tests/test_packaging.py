@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -68,7 +69,10 @@ def test_clean_installation_gives_working_commands(checkout: Path, tmp_path: Pat
     assert sorted(scripts) == ["erofs-builder", "erofs-loader"]
     prefix = tmp_path / "prefix"
     install = checkout / "scripts" / "install.sh"
-    _run("env", f"PYTHON={sys.executable}", install, prefix)
+    done = subprocess.run(["env", f"PYTHON={sys.executable}", install, prefix], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    # systemd does not look there.
+    assert f"systemctl enable --now {prefix}/lib/systemd/system/erofs-loader.service\n" in done.stderr
     for script in scripts:
         assert "Usage" in _run(prefix / "bin" / script, "--help")
         assert (prefix / "share/man/man1" / f"{script}.1").is_file()
@@ -79,13 +83,44 @@ def test_clean_installation_gives_working_commands(checkout: Path, tmp_path: Pat
     assert not [path for path in prefix.rglob("*") if not path.is_dir()]
 
 
-def test_installing_without_a_compiler_names_the_packages(checkout: Path, tmp_path: Path) -> None:
+def _refused(checkout: Path, *arguments: str | Path, **environment: str) -> str:
     done = subprocess.run(
-        ["env", "CC=no-such-compiler", checkout / "scripts" / "install.sh", tmp_path / "prefix"],
-        capture_output=True, text=True,
+        [checkout / "scripts" / "install.sh", *arguments],
+        capture_output=True, text=True, env={**os.environ, **environment},
     )  # fmt: skip
-    assert done.returncode == 1 and "apt-get install" in done.stderr and "gcc" in done.stderr
+    assert done.returncode == 1 and all(line.startswith("install: ") for line in done.stderr.splitlines()), done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize("missing", [{"CC": "no-such-compiler"}, {"PYTHON": "no-such-python"}, {"PYTHON": "false"}])
+def test_what_installing_takes_is_named(checkout: Path, tmp_path: Path, missing: dict[str, str]) -> None:
+    """`false` stands for a Python that is too old, or has no headers."""
+    said = _refused(checkout, tmp_path / "prefix", **missing)
+    assert "Python 3.11" in said and "apt-get install" in said and " gcc " in said and " python3 " in said
     assert not (tmp_path / "prefix").exists()
+
+
+@pytest.mark.parametrize("options", [(), ("--remove",)])
+def test_a_prefix_that_cannot_be_written_is_named(checkout: Path, options: tuple[str, ...]) -> None:
+    assert "in /dev/null/prefix: run it as root, or choose another" in _refused(checkout, *options, "/dev/null/prefix")
+
+
+def test_the_program_of_a_running_unit_is_not_taken_away(checkout: Path, tmp_path: Path) -> None:
+    prefix, other, programs = (tmp_path / name for name in ("prefix", "other", "programs"))
+    for place in (prefix, other):
+        (place / "bin").mkdir(parents=True)
+        (place / "bin/erofs-loader").touch()
+    programs.mkdir()
+    systemctl = programs / "systemctl"
+    systemctl.write_text(
+        f'#!/bin/sh\n[ "$1" = is-active ] && echo active || echo "ExecStart={{ path={prefix}/bin/erofs-loader ; x }}"\n'
+    )
+    systemctl.chmod(0o755)
+    path = f"{programs}:{os.environ['PATH']}"
+    assert "systemctl disable --now erofs-loader" in _refused(checkout, "--remove", prefix, PATH=path)
+    assert (prefix / "bin/erofs-loader").exists()
+    _run("env", f"PATH={path}", checkout / "scripts" / "install.sh", "--remove", other)
+    assert not (other / "bin/erofs-loader").exists()
 
 
 def test_a_source_archive_has_what_is_installed(checkout: Path, tmp_path: Path) -> None:
