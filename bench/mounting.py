@@ -20,8 +20,9 @@ from tests.support.registry import docker_registry
 
 FILES, IN_EACH = 100_000, 500
 RATE, RTT = 1e9 / 8, 0.02
-TRIPS, REST = 3, 0.15
+GOAL = 3 * RTT + 0.15
 NAMES = {"1": "source", "1-erofs": "artifact"}
+TRIPS = {"1": 3, "1-erofs": 2}  # the source's manifest leads to the artifact's; the metadata are the last one
 
 
 def rows(runs: int) -> list[Row]:
@@ -40,11 +41,10 @@ def rows(runs: int) -> list[Row]:
 
 
 def _row(tag: str, sample: Sample) -> Row:
-    goal = (TRIPS * RTT + REST) * 1e3
     return Row(
         "R12", f"mount to first ls, 100,000 files, by its {NAMES[tag]}, 1 Gbit/s, 20 ms", sample.text("ms", 0), "",
-        sample.median, goal, larger=False, unit=" ms", samples={"ours": sample.values},
-        limit=f"{TRIPS} round trips take {TRIPS * RTT * 1e3:.0f} ms",
+        sample.median, GOAL * 1e3, larger=False, unit=" ms", samples={"ours": sample.values},
+        limit=f"{TRIPS[tag]} round trips take {TRIPS[tag] * RTT * 1e3:.0f} ms",
         commands=[f"erofs-loader mount docker://REGISTRY/many:{tag} $W/mnt; ls $W/mnt"],
     )  # fmt: skip
 
