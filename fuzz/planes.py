@@ -35,6 +35,7 @@ from loader.registry.ranges import Origin, RangePool
 from loader.trace import find_pages, find_trace
 from loader.worker.images import Images
 from loader.worker.objects import tags
+from loader.worker.payloads import Payloads
 
 ALLOWED = (FormatError, IntegrityError, LoaderError)
 _BLOB = Digest.of(b"content")
@@ -155,12 +156,13 @@ def cookie(data: bytes) -> None:
     text = data.decode("latin-1")
     subject = Images.__new__(Images)
     layout = Layout(Path("/"))
-    subject.__dict__.update(_layout=layout, _tags=tags({_BLOB}))
+    subject.__dict__.update(_layout=layout, _tags=tags({_BLOB}), payloads=Payloads.__new__(Payloads))
     with mock.patch.object(Path, "exists", lambda path: True):
-        path = subject.find_payload(text)
+        found = subject.find_metadata(text)
+    path = found.path if found else None
     assert path is None or (path.parts[:2] == ("/", "images") and ".." not in path.parts and len(path.parts) == 4)
-    found = subject.find_tag(text)
-    assert found is None or (found[0] in Form and found[1] == _BLOB)
+    tagged = subject.find_tag(text)
+    assert tagged is None or (tagged[0] in Form and tagged[1] == _BLOB)
 
 
 class _Source:

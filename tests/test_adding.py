@@ -116,7 +116,7 @@ def test_one_lookup_for_all(tmp_path: Path, images: Images, gate: threading.Even
     records = _ask(images, _image(tmp_path, "one"), gate)
     assert all(record == records[0] for record in records)
     assert sum(source.lookups for source in opened) == 1
-    assert images.payload(records[0].digest, Form.ENCODED)[1].tables
+    assert images.payloads.sound(records[0].digest, Form.ENCODED).tables
 
 
 def test_a_trace_is_asked_for_where_there_is_much_to_choose_from(

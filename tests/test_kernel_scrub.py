@@ -26,12 +26,16 @@ from loader.worker.counters import Counters
 from loader.worker.eviction import Culler
 from loader.worker.kernel_look import KernelLook
 from loader.worker.link import CallError
-from loader.worker.objects import Objects, object_name
+from loader.worker.mounting import image_fsid
+from loader.worker.objects import Objects, StoredMetadata, object_name
+from loader.worker.payloads import Payloads
 from loader.worker.scrub import Scrubber
+from loader.worker.scrub_metadata import MetadataScrubber
 from tests.support.cache_files import sample, table_of
 
 VOLUME = "erofs,domain"
 FRAMES = 12
+PAYLOAD = 131_072
 
 
 class _Keeper:
@@ -71,6 +75,8 @@ class Node:
     counters: Counters
     backing: Path
     tag: str
+    payload: Path
+    fsid: str
     wanted: list[int] = field(default_factory=list)
 
     @property
@@ -79,16 +85,37 @@ class Node:
         assert file is not None
         return file
 
+    @property
+    def metadata(self) -> Path:
+        """What the kernel has of the image's metadata, of its second mount."""
+        return self.backing.with_name(f"D{self.fsid}")
+
+    def open_metadata(self, number: int) -> None:
+        """As the kernel does, and reads some of it: then all is there."""
+        fd = os.open(self.metadata, os.O_RDWR | os.O_CREAT, 0o600)
+        assert self.objects.add_cachefiles(number, VOLUME, self.fsid, fd) == PAYLOAD
+        item = self.objects.get(number)
+        assert item is not None and item.metadata is not None
+        item.metadata.fill()
+
     def scrub(self) -> dict[str, Any]:
         return list(self.scrubber.scrub())[-1]
 
     def damage(self, frame: int) -> None:
         offset, size = self.file.place(self.file.table[frame])
-        with self.backing.open("r+b") as stream:
-            stream.seek(offset + size // 2)
-            byte = stream.read(1)[0]
-            stream.seek(offset + size // 2)
-            stream.write(bytes((byte ^ 1,)))
+        _flip(self.backing, offset + size // 2)
+
+
+def _flip(path: Path, offset: int) -> None:
+    with path.open("r+b") as stream:
+        stream.seek(offset)
+        byte = stream.read(1)[0]
+        stream.seek(offset)
+        stream.write(bytes((byte ^ 1,)))
+
+
+def _no_fetch(*arguments: object) -> bytes:
+    raise AssertionError("nothing is fetched here")
 
 
 @pytest.fixture(params=list(Form), ids=lambda form: form.value)
@@ -106,13 +133,23 @@ def node(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.Mon
     backing = tmp_path / f"cachefiles/cache/I{VOLUME}/@00/D{tag}"
     backing.parent.mkdir(parents=True)
     keeper = _Keeper(tmp_path / "cachefiles")
-    objects = Objects(layout, lambda fsid: None, lambda wanted: (form, digest) if wanted == tag else None)
+    fsid, payload = image_fsid(digest, form), tmp_path / "payload"
+    payload.write_bytes(os.urandom(PAYLOAD))
+    stored = StoredMetadata(payload, payload.read_bytes)
+    objects = Objects(
+        layout,
+        lambda name: stored if name.partition(".")[0] == fsid else None,
+        lambda wanted: (form, digest) if wanted == tag else None,
+    )
     size = objects.add_cachefiles(1, VOLUME, tag, os.open(backing, os.O_RDWR | os.O_CREAT, 0o600))
     os.truncate(backing, size)
     counters, flights = Counters(), FlightTable(1, 1, (1, 1, 1))
     look = KernelLook(layout, Culler(layout, state, keeper), objects, keeper)  # type: ignore[arg-type]
-    scrubber = Scrubber(layout, state, objects, _Mounting(), flights, keeper, counters, look)  # type: ignore[arg-type]
-    made = Node(layout, objects, keeper, scrubber, counters, backing, tag)
+    scrubber = Scrubber(
+        layout, state, objects, _Mounting(), flights, keeper, counters, look,  # type: ignore[arg-type]
+        MetadataScrubber(Payloads(layout, state, counters, _no_fetch), look),
+    )  # fmt: skip
+    made = Node(layout, objects, keeper, scrubber, counters, backing, tag, payload, f"{fsid}.1")
     monkeypatch.setattr(flights, "want", lambda file, frames, *rest: made.wanted.extend(frames))
     for frame in list(table)[:-1]:
         offset, size = made.file.place(frame)
@@ -166,6 +203,38 @@ def test_a_file_without_a_name_is_said_to_be_skipped(node: Node) -> None:
     node.backing.unlink()
     report = node.scrub()
     assert report["frames"] == 0 and node.tag in report["skipped"][0]
+
+
+def test_metadata_is_held_against_the_payload_and_written_over(node: Node) -> None:
+    node.open_metadata(2)
+    report = node.scrub()
+    assert (report["payloads"], report["damaged"], report["skipped"]) == (1, 0, [])
+    for offset in (0, 70_000, PAYLOAD - 1):
+        _flip(node.metadata, offset)
+    assert node.scrub()["damaged"] == 1
+    assert node.metadata.read_bytes() == node.payload.read_bytes()
+    assert node.scrub()["damaged"] == 0
+    node.objects.close(2)
+
+
+def test_metadata_that_nothing_has_mounted_is_culled_if_it_is_wrong(node: Node) -> None:
+    node.open_metadata(2)
+    node.objects.close(2)
+    _flip(node.metadata, 5)
+    node.keeper.busy = True
+    report = node.scrub()
+    assert report["damaged"] == 1 and node.fsid in report["skipped"][0] and node.metadata.exists()
+    node.keeper.busy = False
+    assert node.scrub()["damaged"] == 1
+    assert not node.metadata.exists() and node.scrub()["payloads"] == 0
+
+
+def test_a_hole_in_metadata_is_no_damage(node: Node) -> None:
+    node.open_metadata(2)
+    os.truncate(node.metadata, 8192)
+    os.truncate(node.metadata, PAYLOAD)
+    assert node.scrub()["damaged"] == 0
+    node.objects.close(2)
 
 
 @pytest.mark.parametrize(

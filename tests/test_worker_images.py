@@ -14,7 +14,7 @@ from erofs_builder.digest import Digest
 from erofs_builder.erofs.writer import write_metadata
 from erofs_builder.errors import ArtifactError, FormatError, IntegrityError
 from erofs_builder.model import Node
-from erofs_builder.payload import Form, decode_payload, device_tag, encode_payload
+from erofs_builder.payload import Form, Payload, decode_payload, device_tag, encode_payload
 from loader.artifact import BLOB_TYPE, METADATA_TYPES, PAYLOAD_SIZE_ANNOTATION, Artifact
 from loader.cache.files import store_table
 from loader.cache.layout import Layout
@@ -23,7 +23,7 @@ from loader.registry.base import Descriptor
 from loader.worker.hints import hints_of
 from loader.worker.images import canonical, pinned, repository, verified_payload, wanted, with_digest
 from loader.worker.mounting import image_fsid
-from loader.worker.objects import Objects, tags
+from loader.worker.objects import Objects, StoredMetadata, tags
 from tests.support.cache_files import table_of
 from tests.support.sample_blobs import SampleBlob
 
@@ -47,6 +47,12 @@ def _sample(form: Form) -> tuple[bytes, Artifact, SampleBlob]:
     payload = encode_payload(form, metadata.erofs, [table])
     artifact = Artifact(blobs=[Descriptor(BLOB_TYPE, table.blob_digest, table.blob_size)], metadata={})
     return payload, artifact, blob
+
+
+def sample_payload(form: Form) -> tuple[bytes, Payload]:
+    """A payload, whole and in its parts."""
+    data = _sample(form)[0]
+    return data, decode_payload(data)
 
 
 def _descriptor(form: Form, compressed: bytes, size: int | str) -> Descriptor:
@@ -150,7 +156,8 @@ def test_cachefiles_objects_are_found_by_fsid_and_tag(tmp_path: Path) -> None:
     image = Digest.of(b"image")
     fsid = image_fsid(image, Form.DECODED)
     known = tags({table.blob_digest})
-    objects = Objects(layout, lambda name: tmp_path / "payload" if name == fsid else None, known.get)
+    stored = StoredMetadata(tmp_path / "payload", (tmp_path / "payload").read_bytes)
+    objects = Objects(layout, lambda name: stored if name == fsid else None, known.get)
     metadata_fd = os.open(tmp_path / "m", os.O_RDWR | os.O_CREAT)
     assert objects.add_cachefiles(1, "erofs,domain", fsid, metadata_fd) == len(payload)
     item = objects.get(1)

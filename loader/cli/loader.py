@@ -240,7 +240,7 @@ def gc(context: click.Context, dry_run: bool, everything: bool, as_json: bool) -
 def scrub(context: click.Context, as_json: bool) -> None:
     """Check all cached data; what is damaged on disk is fetched again. Ends with 12 if anything was."""
     reports = client(context).stream("/v1/scrub", {})
-    report: dict[str, Any] = {"total": 0, "checked": 0, "frames": 0, "damaged": 0, "skipped": []}
+    report: dict[str, Any] = dict.fromkeys(("total", "checked", "frames", "payloads", "damaged"), 0) | {"skipped": []}
     report = next(reports, report)
     from loader.cli.bars import progress_bars
 
@@ -254,7 +254,8 @@ def scrub(context: click.Context, as_json: bool) -> None:
     else:
         for entry in report["skipped"]:
             click.echo(f"not checked: {entry}")
-        click.echo(f"{report['frames']} frames, {human_size(report['checked'])}; {report['damaged']} were damaged")
+        what = f"{report['frames']} frames and {report['payloads']} metadata files, {human_size(report['checked'])}"
+        click.echo(f"{what}; {report['damaged']} were damaged")
     context.exit(IntegrityError.exit_code if report["damaged"] else 0)
 
 

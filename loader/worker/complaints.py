@@ -86,7 +86,7 @@ class Complaints:
         damaged = 0
         for image in mounted:
             try:
-                payload = self._images.payload(image, Form.ENCODED)[1]
+                payload = self._images.payloads.sound(image, Form.ENCODED)
                 reader = Reader(payload.erofs, payload.tables, Form.ENCODED)
             except (LoaderError, FormatError, IntegrityError, OSError) as error:
                 log.warning("%s: %s", image, error)

@@ -23,6 +23,7 @@ NAMES = {
     "written_bytes": "bytes written into cache files",
     "corrupt_frames": "frames whose bytes were not what their digest says; never written",
     "damaged_frames": "frames that were damaged on disk, by the kernel's word or by `scrub`",
+    "damaged_payloads": "images' metadata files that were damaged on disk",
     "source_errors": "failed range requests, all kinds",
     "write_errors": "failed writes into cache files",
     "evicted_bytes": "bytes removed from the cache",

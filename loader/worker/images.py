@@ -9,25 +9,25 @@ import struct
 import threading
 from concurrent.futures import Future, wait
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from erofs_builder.digest import Digest
 from erofs_builder.errors import ArtifactError, IntegrityError
-from erofs_builder.frames import FrameTable
 from erofs_builder.payload import ALIGNMENT, Form, Payload, decode_payload, device_tag
 from loader.artifact import FOLLOWERS_ANNOTATION, PAYLOAD_SIZE_ANNOTATION, START_ANNOTATION, Artifact
 from loader.cache.claims import LEAST_AHEAD
-from loader.cache.files import store_table
-from loader.cache.layout import Layout, replace_file
+from loader.cache.layout import Layout
 from loader.cache.records import write_record
 from loader.cache.state import ImageRecord, State
 from loader.convert.load import decompress
 from loader.errors import BusyError, NotFoundError, RegistryError, UsageError
-from loader.registry.base import Descriptor
+from loader.registry.base import Descriptor, ImageSource
 from loader.registry.find import find_artifact
 from loader.registry.reference import LayoutReference, RegistryReference, RootfsReference, parse_reference
 from loader.worker.counters import Counters
-from loader.worker.objects import tags
+from loader.worker.objects import StoredMetadata, tags
+from loader.worker.payloads import Payloads
 from loader.worker.sources import Sources
 from loader.worker.starts import FOLLOWERS, START, Starts
 
@@ -51,7 +51,7 @@ class Images:
         self._fetching: dict[tuple[str, str, Form], Future[ImageRecord]] = {}
         self._fetching_lock = threading.Lock()  # held for dictionary operations
         self._unpacking = threading.Lock()  # payloads that decompress to the limit take memory for one at a time
-        self._fresh = threading.local()  # .payload: a digest and the payload that was fetched for it
+        self.payloads = Payloads(layout, state, counters, self._fetch_payload)
         self._tags: dict[str, tuple[Form, Digest]] = {}
         self.reload()
 
@@ -83,7 +83,7 @@ class Images:
         reference = canonical(text) if by_id is None else ""
         digest = by_id or self._state.find_name(reference)
         known = self._state.image(digest) if digest else None
-        here = known is not None and self._has_payload(known.digest, form)
+        here = known is not None and self.payloads.has(known.digest, form)
         if known and here and (by_id or pinned(reference)):
             return known
         try:
@@ -95,9 +95,6 @@ class Images:
                 log.warning("%s: %s; using what is here, %s", text, error, known.digest)
                 return known
             raise
-
-    def _has_payload(self, image: Digest, form: Form) -> bool:
-        return form in self._state.payloads(image) and self._layout.payload(image, form).exists()
 
     def _fetch_once(self, reference: str, name: str, form: Form) -> ImageRecord:
         """Fetch; who asks for the same meanwhile gets what is found: many starts of an image cost one lookup."""
@@ -123,19 +120,11 @@ class Images:
         descriptor, artifact = find_artifact(source, wanted(reference))
         size = sum(blob.size for blob in artifact.blobs)
         traced = [self._starts.look_for_trace(source, descriptor.digest)] if size > LEAST_AHEAD else []
-        if not self._has_payload(descriptor.digest, form):
-            metadata = artifact.metadata.get(form)
-            if metadata is None:
-                raise NotFoundError(f"{name}: the artifact has no metadata in the {form.value} form")
-            if metadata.size > _payload_size(metadata) + ALIGNMENT:
-                raise ArtifactError(f"metadata descriptor: {metadata.size} bytes compressed are more than its content")
-            compressed = source.blob(metadata)
-            if metadata.data is None:
-                self._counters.add("fetched_bytes", len(compressed))
+        if not self.payloads.has(descriptor.digest, form):
+            metadata, compressed = self._compressed(source, artifact, form, name)
             with self._unpacking:
                 data, payload = verified_payload(compressed, metadata, artifact, form)
-                self._store(descriptor.digest, form, data, payload.tables)
-                self._fresh.payload = descriptor.digest, payload
+                self.payloads.store(descriptor.digest, form, data, payload)
             self._starts.remember(descriptor.digest, START, artifact.annotations.get(START_ANNOTATION, ""))
             self._starts.remember(descriptor.digest, FOLLOWERS, artifact.annotations.get(FOLLOWERS_ANNOTATION, ""))
             sha256 = Digest.of(data)
@@ -159,43 +148,41 @@ class Images:
                 self.reload()
         return record
 
+    def _compressed(self, source: ImageSource, artifact: Artifact, form: Form, name: str) -> tuple[Descriptor, bytes]:
+        """The metadata payload of an artifact as the registry has it."""
+        metadata = artifact.metadata.get(form)
+        if metadata is None:
+            raise NotFoundError(f"{name}: the artifact has no metadata in the {form.value} form")
+        if metadata.size > _payload_size(metadata) + ALIGNMENT:
+            raise ArtifactError(f"metadata descriptor: {metadata.size} bytes compressed are more than its content")
+        compressed = source.blob(metadata)
+        if metadata.data is None:
+            self._counters.add("fetched_bytes", len(compressed))
+        return metadata, compressed
+
+    def _fetch_payload(self, record: ImageRecord, form: Form) -> bytes:
+        """The payload of an image that is known already."""
+        source = self._sources.open(repository(record.source))
+        artifact = find_artifact(source, wanted(record.source))[1]
+        metadata, compressed = self._compressed(source, artifact, form, record.name)
+        with self._unpacking:
+            return verified_payload(compressed, metadata, artifact, form)[0]
+
     def _learn(self, record: ImageRecord) -> None:
         """Where an image's blobs are, and their tags."""
         blobs = [blob for blob, _ in record.blobs]
         self._sources.add(repository(record.source), blobs)
         self._tags |= tags(set(blobs))
 
-    def _store(self, image: Digest, form: Form, payload: bytes, tables: tuple[FrameTable, ...]) -> None:
-        for table in tables:
-            store_table(self._layout, form, table)
-        replace_file(self._layout.payload(image, form), payload, self._layout.tmp)
-
-    def payload(self, image: Digest, form: Form) -> tuple[Path, Payload]:
-        """The stored payload and its path, checked against the digest that was recorded with it.
-
-        What this thread has just fetched is not read again: it is about to be mounted, mostly.
-        """
-        path = self._layout.payload(image, form)
-        fresh, self._fresh.payload = getattr(self._fresh, "payload", None), None
-        if fresh is not None and (fresh[0], fresh[1].form) == (image, form):
-            return path, fresh[1]
-        expected = self._state.payloads(image).get(form)
-        if expected is None or not path.exists():
-            raise NotFoundError(
-                f"{image}: its {form.value} metadata is not here", hint=f"erofs-loader add --form {form.value} IMAGE"
-            )
-        data = path.read_bytes()
-        expected.verify(data, str(path))
-        return path, decode_payload(data)
-
-    def find_payload(self, fsid: str) -> Path | None:
+    def find_metadata(self, fsid: str) -> StoredMetadata | None:
         """cachefiles: the payload that a fsid names; several mounts of one image add `.N` to it."""
         hexadecimal, _, form_name = fsid.partition(".")[0].partition("-")
         try:
-            path = self._layout.payload(Digest.parse(f"sha256:{hexadecimal}"), Form(form_name))
+            image, form = Digest.parse(f"sha256:{hexadecimal}"), Form(form_name)
         except Exception:  # not one of ours, whatever it is
             return None
-        return path if path.exists() else None
+        path = self._layout.payload(image, form)
+        return StoredMetadata(path, partial(self.payloads.read, image, form)) if path.exists() else None
 
     def find_tag(self, tag: str) -> tuple[Form, Digest] | None:
         """The blob and form that a device slot's tag names."""

@@ -6,10 +6,12 @@ descriptor for reading. A file has its name once it was unmounted; before, nobod
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from erofs_builder.erofs.layout import BLOCK
 from erofs_builder.errors import FrameTableError
 from loader.cache.files import CacheFile, load_table
 from loader.cache.kernel_files import KernelFile
@@ -19,7 +21,7 @@ from loader.cache.sums import Sums
 from loader.errors import LoaderError
 from loader.worker.eviction import PATIENCE, Culler
 from loader.worker.link import Link
-from loader.worker.objects import Objects, object_name
+from loader.worker.objects import Objects, StoredMetadata, object_name
 
 
 class KernelLook:
@@ -31,6 +33,21 @@ class KernelLook:
     def files(self) -> list[KernelFile]:
         """Those of blobs that an image here needs."""
         return [found for found in self._culler.files() if found.blob is not None]
+
+    def metadata(self) -> list[tuple[KernelFile, StoredMetadata]]:
+        """Those of metadata that is here."""
+        named = [(found, self._objects.find_metadata(found.cookie)) for found in self._culler.files()]
+        return [(found, stored) for found, stored in named if found.blob is None and stored is not None]
+
+    def mend(self, found: KernelFile, right: bytes, wrong: Iterable[int]) -> None:
+        """Write these blocks (their offsets) of metadata over where a mount reads it; throw the file away where none
+        does. OSError: neither could be done."""
+        if (mounted := self._objects.metadata_of(f"{found.volume}/{found.cookie}")) is None:
+            if not self.cull(found):
+                raise OSError(errno.EBUSY, f"{found.name} is in use, and could not be culled")
+            return
+        for offset in wrong:
+            mounted.writer.write(offset, right[offset : offset + BLOCK])
 
     def opened(self, found: KernelFile) -> CacheFile | None:
         """The cache file of a mount that reads this one."""

@@ -27,6 +27,7 @@ from loader.keeper.protocol import PRESENCE
 from loader.worker.images import Images
 from loader.worker.link import CallError, Link, as_loader_error
 from loader.worker.objects import Objects, blob_key
+from loader.worker.payloads import DamagedPayloadError
 from loader.worker.sharing import AUTO, OFF, PageSharing
 from loader.worker.starts import Starts
 from mounts.mountinfo import mountinfo
@@ -78,6 +79,15 @@ class Mounting:
     def _mount(
         self, image: ImageRecord, target: str, form: Form, choose: Callable[[bytes], str | None], wanted: str | None
     ) -> MountRecord:
+        try:
+            return self._mount_stored(image, target, form, choose, wanted)
+        except DamagedPayloadError:
+            self._images.payloads.mend(image.digest, form)  # asks the registry: with no lock held
+            return self._mount_stored(image, target, form, choose, wanted)
+
+    def _mount_stored(
+        self, image: ImageRecord, target: str, form: Form, choose: Callable[[bytes], str | None], wanted: str | None
+    ) -> MountRecord:
         with self._lock:
             existing = self._existing(target)
             if existing is not None:
@@ -86,7 +96,7 @@ class Mounting:
                 if wanted not in (None, AUTO, existing.domain or OFF):
                     raise BusyError(f"{target}: it is mounted there in the domain {existing.domain or OFF}")
                 return existing
-            path, payload = self._images.payload(image.digest, form)
+            path, payload = self._images.payloads.load(image.digest, form)
             domain = choose(payload.erofs)
             try:
                 if self.plane == "fanotify":
@@ -148,7 +158,7 @@ class Mounting:
     @contextmanager
     def opened(self, image: ImageRecord, form: Form) -> Iterator[list[CacheFile]]:
         """An image's cache files, open meanwhile, mounted or not. LoaderError where only the kernel can open them."""
-        tables = self._images.payload(image.digest, form)[1].tables
+        tables = self._images.payloads.sound(image.digest, form).tables
         keys = [(table.blob_digest, form) for table in tables]
         with self._lock:
             if self.plane == "fanotify":
@@ -292,7 +302,7 @@ class Mounting:
     def _remember(self, record: MountRecord) -> None:
         """A mount that an earlier worker made."""
         try:
-            self._announce(self._images.payload(record.image, record.form)[1])
+            self._announce(self._images.payloads.sound(record.image, record.form))
         except (LoaderError, FormatError, IntegrityError, OSError) as error:
             log.warning("%s: %s", record.target, error)
 

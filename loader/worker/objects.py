@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from erofs_builder.digest import Digest
 from erofs_builder.errors import FormatError
@@ -27,28 +27,34 @@ from loader.keeper.protocol import PRESENCE
 log = logging.getLogger(__name__)
 
 
+class StoredMetadata(NamedTuple):
+    """An image's metadata on this node. `read` gives all of it, checked."""
+
+    path: Path
+    read: Callable[[], bytes]
+
+
 class MetadataObject:
     """cachefiles: an image's metadata, which lies whole on this node and is copied in at the first READ."""
 
-    def __init__(self, payload: Path, writer: DirectWriter) -> None:
-        self.payload = payload
+    def __init__(self, key: str, stored: StoredMetadata, writer: DirectWriter) -> None:
+        self.key = key
+        self.stored = stored
         self.writer = writer
         self._lock = threading.Lock()
         self._written = False
 
     @property
     def size(self) -> int:
-        return self.payload.stat().st_size
+        return self.stored.path.stat().st_size
 
     def fill(self) -> None:
-        """Write all of it, once."""
+        """Write all of it, once. IntegrityError, LoaderError: it is damaged, and cannot be had again."""
         with self._lock:
             if not self._written:
-                with self.payload.open("rb") as stream:
-                    offset = 0
-                    while block := stream.read(1 << 20):
-                        self.writer.write(offset, block)
-                        offset += len(block)
+                data = memoryview(self.stored.read())
+                for offset in range(0, len(data), 1 << 20):
+                    self.writer.write(offset, data[offset : offset + (1 << 20)])
                 self._written = True
 
 
@@ -71,17 +77,17 @@ class Object:
 class Objects:
     """Objects by number, cache files by key. Thread-safe; a descriptor belongs to its object and is closed with it.
 
-    `find_payload(fsid)` gives an image's payload file, `find_tag(tag)` the blob and form of a device slot's tag.
+    `find_metadata(fsid)` gives an image's metadata, `find_tag(tag)` the blob and form of a device slot's tag.
     """
 
     def __init__(
         self,
         layout: Layout,
-        find_payload: Callable[[str], Path | None],
+        find_metadata: Callable[[str], StoredMetadata | None],
         find_tag: Callable[[str], tuple[Form, Digest] | None],
     ) -> None:
         self._layout = layout
-        self._find_payload = find_payload
+        self.find_metadata = find_metadata
         self._find_tag = find_tag
         self._lock = threading.Lock()
         self._objects: dict[int, Object] = {}
@@ -101,6 +107,12 @@ class Objects:
 
     def open_file(self, key: str) -> CacheFile | None:
         return self._files.get(key)
+
+    def metadata_of(self, key: str) -> MetadataObject | None:
+        """cachefiles: the metadata that is open as VOLUME/COOKIE."""
+        with self._lock:
+            found = (item.metadata for item in self._objects.values())
+            return next((metadata for metadata in found if metadata is not None and metadata.key == key), None)
 
     def files_of(self, form: Form, blob: Digest) -> list[CacheFile]:
         """Every open cache file of a blob in a form: one with fanotify, one per volume with cachefiles."""
@@ -136,9 +148,9 @@ class Objects:
         """An object that the kernel opened; its size, or -errno. The descriptor is taken over in any case."""
         writer = DirectWriter(fd)
         try:
-            payload = self._find_payload(cookie)
-            if payload is not None:
-                metadata = MetadataObject(payload, writer)
+            stored = self.find_metadata(cookie)
+            if stored is not None:
+                metadata = MetadataObject(f"{volume}/{cookie}", stored, writer)
                 self._install(Object(number, "cachefiles", None, metadata), None, writer)
                 return metadata.size
             file = self._open_cachefiles(volume, cookie)

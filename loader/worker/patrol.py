@@ -62,7 +62,8 @@ class Patrol:
                 return
             while not self._idle() and not stopped.wait(_GIVE_WAY):
                 pass
-        log.info("checked %d frames of the cache: %d were damaged", report["frames"], report["damaged"])
+        checked = report["frames"], report["payloads"], report["damaged"]
+        log.info("checked %d frames and the metadata of %d images: %d were damaged", *checked)
         self._note()
 
     def _note(self) -> None:

@@ -72,7 +72,7 @@ def prefetch(
 
 def _frames_of_paths(images: Images, image: ImageRecord, form: Form, paths: Iterable[str]) -> dict[Digest, set[int]]:
     """Frames of every regular file at or below the paths."""
-    payload = images.payload(image.digest, form)[1]
+    payload = images.payloads.sound(image.digest, form)
     root = Reader(payload.erofs, payload.tables, form).read_tree()
     frames: dict[Digest, set[int]] = {}
     for text in paths:

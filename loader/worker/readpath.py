@@ -16,8 +16,10 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import NamedTuple
 
+from erofs_builder.errors import FormatError, IntegrityError
 from loader.cache.claims import FlightTable, Priority, Waiter
 from loader.cache.files import CacheFile
+from loader.errors import LoaderError
 from loader.keeper.protocol import Request
 from loader.worker.counters import Counters
 from loader.worker.objects import MetadataObject, Objects
@@ -147,8 +149,8 @@ class ReadPath:
     def _metadata(self, request: Request, metadata: MetadataObject) -> None:
         try:
             metadata.fill()
-        except OSError as error:
-            log.error("cannot copy %s into its cachefiles object: %s", metadata.payload, error)
+        except (OSError, FormatError, IntegrityError, LoaderError) as error:
+            log.error("cannot copy %s into its cachefiles object: %s", metadata.stored.path, error)
             self._counters.add("requests_failed")
             self._answer(request.id, errno.EIO)
         else:

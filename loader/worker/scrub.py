@@ -28,15 +28,15 @@ from loader.cache.state import State
 from loader.cache.sums import Sums
 from loader.cache.usage import measure
 from loader.errors import LoaderError
+from loader.worker.checks import Checked, Checks
 from loader.worker.counters import Counters
 from loader.worker.kernel_look import KernelLook, is_there
 from loader.worker.link import Link
 from loader.worker.mounting import Mounting
 from loader.worker.objects import Objects
+from loader.worker.scrub_metadata import MetadataScrubber
 
 log = logging.getLogger(__name__)
-Checks = Iterator[tuple[int, int]]  # of each ready frame: its size, and 1 if it was damaged
-
 INTERVAL = 0.5  # seconds between two reports
 REPAIR_TIME = 600.0  # seconds for which a damaged frame is tried to be fetched without a reader
 
@@ -46,26 +46,29 @@ class Scrubber:
 
     def __init__(
         self, layout: Layout, state: State, objects: Objects, mounting: Mounting, flights: FlightTable,
-        link: Link, counters: Counters, kernel: KernelLook | None,
+        link: Link, counters: Counters, kernel: KernelLook | None, metadata: MetadataScrubber,
     ) -> None:  # fmt: skip
         """`kernel`: where the kernel has cache files of its own."""
+        self._metadata = metadata
         self._layout, self._state, self._objects, self._mounting = layout, state, objects, mounting
         self._flights, self._link, self._counters, self._kernel = flights, link, counters, kernel
 
     def scrub(self, interval: float = INTERVAL) -> Iterator[dict[str, Any]]:
-        """Check all of the cache; reports bytes and frames checked and damaged frames found, at last `finished`.
+        """Check all of the cache; reports bytes, frames and payloads checked, damaged ones found, at last `finished`.
 
         `total` is what the files take on the disk, and at last what was checked of them.
         `interval`: seconds between two reports; 0: one a frame.
         """
-        report: dict[str, Any] = {"total": 0, "checked": 0, "frames": 0, "damaged": 0, "skipped": []}
-        parts = [*self._own(report), *self._kernels(report)]
+        report: dict[str, Any] = {
+            "total": 0, "checked": 0, "frames": 0, "payloads": 0, "damaged": 0, "skipped": []
+        }  # fmt: skip
+        parts = [*self._metadata.parts(report), *self._own(report), *self._kernels(report)]
         report["finished"] = False
         said = 0.0
-        for checked, damaged in itertools.chain.from_iterable(parts):
-            report["checked"] += checked
-            report["frames"] += 1
-            report["damaged"] += damaged
+        for found in itertools.chain.from_iterable(parts):
+            report["checked"] += found.size
+            report[found.unit] += 1
+            report["damaged"] += found.damaged
             if time.monotonic() - said >= interval:
                 said = time.monotonic()
                 yield dict(report)
@@ -106,7 +109,7 @@ class Scrubber:
         try:
             if file is not None:
                 for frame in [frame for frame in range(len(file.table)) if file.ready[frame]]:
-                    yield file.place(file.table[frame])[1], self.check(file, [frame])
+                    yield Checked(file.place(file.table[frame])[1], self.check(file, [frame]) > 0)
             else:
                 yield from self._closed_blob(form, blob)
         except (OSError, FormatError) as error:
@@ -129,7 +132,7 @@ class Scrubber:
                     if wrong:
                         self._found(file, [frame])
                         ready.clear([frame])
-                yield file.place(table[frame])[1], int(wrong)
+                yield Checked(file.place(table[frame])[1], wrong)
         finally:
             os.close(fd)
             file.close()
@@ -144,7 +147,7 @@ class Scrubber:
                     wrong = [frame] if _is_wrong(file, fd, frame) else []
                     if wrong and file.writer is not None:
                         self._repair(file, wrong)
-                    yield file.place(file.table[frame])[1], len(wrong)
+                    yield Checked(file.place(file.table[frame])[1], bool(wrong))
         except (OSError, FormatError) as error:
             log.error("cannot check %s: %s", found.name, error)
             skipped.append(f"{found.name}: {error}")
@@ -156,7 +159,7 @@ class Scrubber:
             for frame in [frame for frame in range(len(file.table)) if file.ready[frame]]:
                 if not _intact(file, fd, frame):
                     wrong.append(frame)
-                yield file.place(file.table[frame])[1], int(frame in wrong[-1:])
+                yield Checked(file.place(file.table[frame])[1], frame in wrong[-1:])
             if not wrong:
                 return
             with self._mounting.exclusive():

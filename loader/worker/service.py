@@ -44,6 +44,7 @@ from loader.worker.proof import prove
 from loader.worker.readahead import ReadAhead
 from loader.worker.readpath import ReadPath
 from loader.worker.scrub import Scrubber
+from loader.worker.scrub_metadata import MetadataScrubber
 from loader.worker.sharing import OFF, PageSharing
 from loader.worker.sources import Sources
 from loader.worker.starts import Starts
@@ -82,7 +83,7 @@ class Service:
         self.readahead = ReadAhead(self.link_estimate, config.readahead)
         self.starts = Starts(self.layout, self.flights, self.readahead)
         self.images = Images(self.layout, self.state, self.sources, self.counters, self.starts)
-        self.objects = Objects(self.layout, self.images.find_payload, self.images.find_tag)
+        self.objects = Objects(self.layout, self.images.find_metadata, self.images.find_tag)
         self.executor = ThreadPoolExecutor(8, "work")
         self.pages = PageSharing(config.page_domain if plane == "fanotify" else OFF, self.layout.tmp)
         self.mounting = Mounting(
@@ -102,9 +103,10 @@ class Service:
             self.objects, self.flights, self.readahead, self.counters, link.answer, self.executor, self.outages,
             self.fetcher.why, quiet=True,
         )  # fmt: skip
+        look = KernelLook(self.layout, culler, self.objects, link) if culler is not None else None
         self.scrubber = Scrubber(
-            self.layout, self.state, self.objects, self.mounting, self.flights, link, self.counters,
-            KernelLook(self.layout, culler, self.objects, link) if culler is not None else None,
+            self.layout, self.state, self.objects, self.mounting, self.flights, link, self.counters, look,
+            MetadataScrubber(self.images.payloads, look),
         )  # fmt: skip
         self.patrol = Patrol(
             self.layout, lambda: self.scrubber.scrub(0.0), lambda: self.flights.idle, config.scrub_days

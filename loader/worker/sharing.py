@@ -95,9 +95,17 @@ class PageSharing:
 
         What is there is compared, not trusted: it is not synced.
         """
-        data = payload.read_bytes()
-        copy = announce_fingerprints(data) + data[BLOCK:]
-        path = payload.with_suffix(".shared")
+        copy, path = announced_bytes(payload.read_bytes()), shared_copy(payload)
         if not path.exists() or path.read_bytes() != copy:
             replace_file(path, copy, self._tmp, durable=False)
         return path
+
+
+def announced_bytes(payload: bytes) -> bytes:
+    """A payload that announces its fingerprints."""
+    return announce_fingerprints(payload) + payload[BLOCK:]
+
+
+def shared_copy(payload: Path) -> Path:
+    """Where the copy of a payload file is that announces its fingerprints, if there is one."""
+    return payload.with_suffix(".shared")
