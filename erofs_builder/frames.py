@@ -97,6 +97,10 @@ class FrameTable:
         """Bytes that a frame takes in the blob."""
         return (self._encoded[index + 1] - self._encoded[index]) * BLOCK
 
+    def encoded_size_of(self, frames: range) -> int:
+        """Bytes that these frames, one behind the other, take in the blob."""
+        return (self._encoded[frames.stop] - self._encoded[frames.start]) * BLOCK if frames else 0
+
     @property
     def blob_size(self) -> int:
         """Bytes of the blob as the registry holds it."""

@@ -217,7 +217,7 @@ class ReadAhead:
             found = (self._streams.pop((file, frame), None) for frame in reversed(frames))
             stream = next(filter(None, found), None) or _Stream()
             stream.row += 1
-            stream.read += sum(table.frame_encoded_size(frame) for frame in frames)
+            stream.read += table.encoded_size_of(frames)
             if stream.row >= (2 if group else STREAM_START):
                 most = max(2 * self._link.in_flight, LEAST_LIMIT, stream.read)
                 stream.window = min(max(2 * stream.window, FIRST_WINDOW), most, self._limit)
@@ -225,7 +225,7 @@ class ReadAhead:
         if len(self._streams) > MAX_STREAMS:
             self._streams.popitem(last=False)
         begin = max(stream.asked, stop)
-        ahead = sum(table.frame_encoded_size(frame) for frame in range(stop, begin))
+        ahead = table.encoded_size_of(range(stop, begin))
         if 2 * ahead > stream.window:
             return range(0)
         end, asked = group.stop if group else len(table), begin
