@@ -227,3 +227,44 @@ def test_the_next_range_ahead_is_asked_for_while_the_last_one_comes(tmp_path: Pa
     for flight in first.flights:
         table.arrives(flight)
     assert table.take_now() is not None
+
+
+def test_what_was_given_back_belongs_to_the_run_that_took_it_next(table: FlightTable, file: CacheFile) -> None:
+    """A source failed, another is asked at once, before the first fetch has come to its end."""
+    outcome = Outcome()
+    table.want(file, [3], Priority.BACKGROUND, outcome.waiter)
+    first = _take(table)
+    table.retry(first.flights, 0.0)
+    second = _take(table)
+    table.finish(first)
+    assert second.flights == first.flights and second.flights[0].fetching
+    assert table.take_now() is None
+    _land(table, second)
+    assert outcome.errors == [0] and len(table) == 0
+    assert table._flying == [0, 0, 0] and table._fetching == [0, 0, 0]
+
+
+def test_a_late_end_takes_nothing_from_a_new_flight(table: FlightTable, file: CacheFile) -> None:
+    table.want(file, [3], Priority.DEMAND, Outcome().waiter)
+    old = _take(table)
+    table.fail(old.flights, errno.EIO)
+    again = Outcome()
+    table.want(file, [3], Priority.DEMAND, again.waiter)
+    table.fail(old.flights, errno.EIO)
+    table.finish(old)
+    assert again.errors == []
+    _land(table, _take(table))
+    assert again.errors == [0]
+
+
+def test_one_thread_is_called_at_a_time(table: FlightTable, file: CacheFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call costs the caller; and the first that comes calls the next."""
+    calls: list[int] = []
+    monkeypatch.setattr(table._condition, "notify", lambda: calls.append(1))
+    table._idle = 3
+    for frame in (0, 2, 4):
+        table.want(file, [frame], Priority.DEMAND, Outcome().waiter)
+    assert len(calls) == 1
+    table._called = False  # it has come
+    assert table.take_now() is not None
+    assert len(calls) == 2

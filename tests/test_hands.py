@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,6 +31,8 @@ class Rig:
         self.seen: queue.Queue[tuple[int, str]] = queue.Queue()
         self.fetching: queue.Queue[tuple[int, str]] = queue.Queue()
         self.followed = 0
+        self.connecting = 0.0  # seconds until a request is out
+        self.ahead: list[int] = []  # what each packet wants too, when there is time
         self.let_go = threading.Semaphore(0)
         self.hands = Hands(self.flights, self._packets(), self._handle, self._follow, self._fetch)
         self.thread = threading.Thread(target=self.hands.work, args=(CONNECTIONS,))
@@ -46,16 +49,23 @@ class Rig:
         if request.id < 0:
             raise ValueError("a bad packet")
         self.flights.want(self.file, [request.id], Priority.DEMAND, quiet=True)
+        self.flights.want(self.file, self.ahead, Priority.AHEAD, quiet=True)
 
     def _follow(self) -> None:
         self.followed += 1
 
     def _fetch(self, run: Run, sent: Callable[[], None]) -> None:
+        time.sleep(self.connecting)
         sent()
         self.fetching.put((run.flights[0].frame, threading.current_thread().name))
         assert self.let_go.acquire(timeout=20)
         self.flights.land(run.flights[0])
         self.flights.finish(run)
+
+    def await_seen(self, number: int) -> bool:
+        while self.seen.get(timeout=20)[0] != number:
+            pass
+        return True
 
     def close(self) -> None:
         self.packets.put(None)
@@ -101,3 +111,19 @@ def test_a_bad_packet_ends_nothing(rig: Rig) -> None:
 def test_what_others_want_is_fetched_too(rig: Rig) -> None:
     rig.flights.want(rig.file, [4], Priority.AHEAD)
     assert rig.fetching.get(timeout=20)[0] == 4
+
+
+def test_the_last_free_hand_watches(rig: Rig) -> None:
+    """Two things to fetch at once, and two hands: one fetches, the other sees to the keeper."""
+    for frame in (1, 3):  # these hands are busy
+        rig.packets.put(frame)
+        rig.fetching.get(timeout=20)
+    rig.ahead, rig.connecting = [7], 0.2
+    rig.packets.put(5)
+    assert rig.fetching.get(timeout=20)[0] == 5
+    rig.packets.put(9)
+    assert rig.await_seen(9)
+    assert rig.fetching.empty()
+    for _ in range(2):
+        rig.let_go.release()
+    assert {rig.fetching.get(timeout=20)[0] for _ in range(2)} == {7, 9}

@@ -58,7 +58,7 @@ class Flight:
     """One frame on its way."""
 
     __slots__ = (
-        "attempts", "counted", "failed", "fetching", "file", "frame", "held", "priority", "refusals", "waiters",
+        "attempts", "counted", "failed", "fetching", "file", "frame", "held", "priority", "refusals", "run", "waiters",
     )  # fmt: skip
 
     def __init__(self, file: CacheFile, frame: int, priority: Priority) -> None:
@@ -67,6 +67,7 @@ class Flight:
         self.priority = priority
         self.waiters: list[Waiter] = []
         self.fetching = False
+        self.run: Run | None = None  # that took it, until it ends or is given back
         self.counted: Priority | None = None  # where its bytes count as being on their way
         self.attempts = 0
         self.failed = False  # an attempt has
@@ -117,7 +118,9 @@ class FlightTable:
         self._window = window
         self._flying = [0 for _ in Priority]  # bytes of these ranges
         self._idle = 0  # threads that wait in `take`
+        self._called = False  # one of them was woken, and is on its way
         self._unwatched = False
+        self._promised = False  # who watched fetches, and leaves the watch to one that waits, in a moment
         self._stopped = False
         self._landed = float("-inf")  # when a frame landed last, time.monotonic()
 
@@ -192,21 +195,24 @@ class FlightTable:
         with self._condition:
             while not self._stopped:
                 if self._unwatched and may_watch:
-                    self._unwatched = False
+                    self._unwatched = self._promised = False
                     return WATCH
                 self._release_delayed()
                 priority = self._next()
-                if priority is not None:
+                last = self._promised and may_watch and not self._idle  # who is to watch
+                if priority is not None and not last:
                     return self._take_run(priority)
                 self._idle += 1
                 self._condition.wait(self._delayed[0][0] - time.monotonic() if self._delayed else None)
                 self._idle -= 1
+                self._called = False
         return None
 
     def take_now(self, least_idle: int = 0) -> Run | None:
         """The next run if there is one, and if at least so many threads are left that wait in `take`; else None.
 
-        What is left is for those threads: one is woken if there is something for it.
+        What is left is for those threads: one is woken if there is something for it. With `least_idle` it is who
+        watches that asks, and will `unwatch`: the last thread that waits is kept for that.
         """
         with self._condition:
             priority = None if self._stopped else self._next()
@@ -215,6 +221,7 @@ class FlightTable:
             if self._idle < least_idle:
                 self._condition.notify()
                 return None
+            self._promised |= least_idle > 0
             return self._take_run(priority)
 
     def unwatch(self) -> None:
@@ -228,8 +235,9 @@ class FlightTable:
         return next((priority for priority in _PRIORITIES if self._queues[priority] and self._allowed(priority)), None)
 
     def _wake(self) -> None:
-        """Wake one thread if there is something to fetch; it wakes the next."""
-        if self._idle and self._next() is not None:
+        """Wake one thread if there is something to fetch, unless one comes already; it wakes the next."""
+        if not self._called and self._idle > self._promised and self._next() is not None:
+            self._called = True
             self._condition.notify()
 
     def _allowed(self, priority: Priority) -> bool:
@@ -255,27 +263,32 @@ class FlightTable:
     def _take_run(self, priority: Priority) -> Run:
         queue = self._queues[priority]
         (file, frame), first = queue.popitem(last=False)
-        run, size = [first], first.encoded_size
+        flights, size = [first], first.encoded_size
         limit = self._range_limit(priority)
         while (following := queue.get((file, frame + 1))) and size + following.encoded_size <= limit:
             frame += 1
             del queue[file, frame]
-            run.append(following)
+            flights.append(following)
             size += following.encoded_size
-        for flight in run:
+        run = Run(priority, flights)
+        for flight in flights:
+            flight.run = run
             flight.fetching = True
             flight.counted = priority
             flight.attempts += 1
         self._fetching[priority] += 1
         self._flying[priority] += size
         self._wake()  # there may be room for one more
-        return Run(priority, run)
+        return run
 
     def finish(self, run: Run) -> None:
-        """The range of a taken run is over, whatever became of it. Flights that neither landed nor failed fly again."""
+        """The range of a taken run is over, whatever became of it. Flights that neither landed nor failed fly again.
+
+        Those that were given back (`retry`) may fly already, with another run.
+        """
         with self._condition:
             self._fetching[run.priority] -= 1
-            for flight in run.flights:
+            for flight in [flight for flight in run.flights if flight.run is run]:
                 self._arrived(flight)
                 if flight.fetching and self._flights.get((flight.file, flight.frame)) is flight:
                     self._again(flight, 0.0)
@@ -291,6 +304,8 @@ class FlightTable:
             self._condition.notify_all()
 
     def _again(self, flight: Flight, delay: float) -> None:
+        self._arrived(flight)
+        flight.run = None
         if self._flights.get((flight.file, flight.frame)) is not flight:
             return  # its file was closed meanwhile
         flight.fetching = False
@@ -329,8 +344,9 @@ class FlightTable:
                 if self._flights.get(key) is flight:
                     del self._flights[key]
                 for queue in self._queues:
-                    queue.pop(key, None)
-                flight.fetching = False
+                    if queue.get(key) is flight:
+                        del queue[key]
+                flight.fetching, flight.run = False, None
                 self._arrived(flight)
                 for waiter in flight.waiters:
                     waiter.remaining -= 1

@@ -96,18 +96,21 @@ class RangeResponse:
         sock = self._socket
         if sock is None:
             raise TransientRegistryError(f"{self._shown}: the connection broke (closed)")
-        data = bytearray(wanted)
-        data[: len(begun)] = begun
-        view, position = memoryview(data), len(begun)
         try:
+            if (
+                not begun and self._pool.plain
+            ):  # mostly: all of it comes at once, into memory that nobody cleared before
+                begun = _receive_whole(sock, wanted, self._pace)
+                self._came(len(begun), 0, wanted)
+                if len(begun) == wanted:
+                    return begun
+            data = bytearray(wanted)
+            data[: len(begun)] = begun
+            view, position = memoryview(data), len(begun)
             while position < wanted:
                 count = self._pool.receive_into(sock, view[position:], self._pace)
-                if not count:
-                    raise TransientRegistryError(
-                        f"{self._shown}: the connection broke ({wanted - position} bytes are missing)"
-                    )
+                self._came(count, position, wanted)
                 position += count
-                self._pace.came(count, position < self._left)
         except TimeoutError:
             self._drop()
             raise TransientRegistryError(f"{self._shown}: timed out") from None
@@ -118,6 +121,12 @@ class RangeResponse:
             self._drop()
             raise
         return data  # type: ignore[return-value]  # nobody changes it
+
+    def _came(self, count: int, position: int, wanted: int) -> None:
+        """Behind the first `position` of the bytes that are wanted, so many came; 0: nothing will any more."""
+        if not count:
+            raise TransientRegistryError(f"{self._shown}: the connection broke ({wanted - position} bytes are missing)")
+        self._pace.came(count, position + count < self._left)
 
     def close(self) -> None:
         """Keep the connection if its answer was read, or little of it is left."""
@@ -348,6 +357,16 @@ def _receive_all(sock: socket.socket, view: memoryview, pace: Pace) -> int:
         pace.start()
         try:
             return sock.recv_into(view, 0, socket.MSG_WAITALL)
+        except BlockingIOError:
+            pace.nothing()
+
+
+def _receive_whole(sock: socket.socket, amount: int, pace: Pace) -> bytes:
+    """The same, as bytes of their own."""
+    while True:
+        pace.start()
+        try:
+            return sock.recv(amount, socket.MSG_WAITALL)
         except BlockingIOError:
             pace.nothing()
 
