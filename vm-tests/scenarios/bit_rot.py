@@ -62,6 +62,20 @@ def rots(guest):
                 loader("mount", reference, target)
             drop_caches()
             compare(target, files)
+    for mounted in (True, False):
+        with guest.step(f"and metadata, where it {'is' if mounted else 'was'} mounted"):
+            if not mounted:
+                loader("umount", target)
+            _flip(_metadata_files())
+            done = loader("scrub", ok=False)
+            expect(done.returncode == 12 and "1 were damaged" in done.stdout, f"{done.returncode}: {done.stdout}")
+            expect(bool(_metadata_files()) == mounted, f"what is mounted is written over, else it goes: {mounted}")
+            if mounted:
+                expect(not (report := loader_json("scrub"))["damaged"], report)
+                loader("umount", target)
+            loader("mount", reference, target)
+            drop_caches()
+            compare(target, files)
     with guest.step("nothing is wrong any more"):
         expect(not (report := loader_json("scrub"))["damaged"], report)
     with guest.step("umount and SIGTERM"):
@@ -92,17 +106,29 @@ def _repaired(log):
 
 def _cache_files():
     """The kernel's files of blobs."""
+    return [path for path in _kernels_files() if not _is_metadata(path)]
+
+
+def _metadata_files():
+    """Those of images' metadata."""
+    return [path for path in _kernels_files() if _is_metadata(path)]
+
+
+def _kernels_files():
     from product import ROOT
 
-    found = (ROOT / "cachefiles/cache").glob("I*/@*/D*")
-    return [path for path in found if not path.name.partition(".")[0].endswith(("-encoded", "-decoded"))]
+    return list((ROOT / "cachefiles/cache").glob("I*/@*/D*"))
 
 
-def _flip():
+def _is_metadata(path):
+    return path.name.partition(".")[0].endswith(("-encoded", "-decoded"))
+
+
+def _flip(paths=None):
     """One bit in every 50,000 bytes, on the disk."""
     from product import drop_caches
 
-    for path in _cache_files():
+    for path in _cache_files() if paths is None else paths:
         with path.open("r+b") as stream:
             for offset in range(20_000, max(path.stat().st_size, 20_001), 50_000):
                 stream.seek(offset)
