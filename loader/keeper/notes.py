@@ -8,7 +8,7 @@ from __future__ import annotations
 from loader.keeper.protocol import pack_present
 from loader.keeper.requests import Present
 
-MOST = 256 << 10  # bytes of one note
+MOST = 1 << 20  # bytes of one note
 HELD = 0.002  # seconds for which a note may wait for what follows
 
 
