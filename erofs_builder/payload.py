@@ -40,11 +40,22 @@ _FORM_NUMBERS = {Form.ENCODED: 1, Form.DECODED: 2}
 
 
 class Payload(NamedTuple):
-    """A decoded payload's parts."""
+    """A decoded payload's parts: `data` is all of it, and begins with the metadata."""
 
     form: Form
-    erofs: bytes
+    data: bytes
+    erofs_size: int
     tables: tuple[FrameTable, ...]
+
+    @property
+    def erofs(self) -> bytes:
+        """The EROFS metadata, a copy."""
+        return self.data[: self.erofs_size]
+
+    @property
+    def erofs_view(self) -> memoryview:
+        """The same in place."""
+        return memoryview(self.data)[: self.erofs_size]
 
 
 def encode_payload(form: Form, erofs: bytes, tables: list[FrameTable]) -> bytes:
@@ -95,7 +106,7 @@ def decode_payload(data: bytes) -> Payload:
         position += length
     if position != end:
         raise ArtifactError("metadata payload: bytes behind the last frame table")
-    return Payload(form, data[:erofs_size], tuple(tables))
+    return Payload(form, data, erofs_size, tuple(tables))
 
 
 def device_tag(form: Form, blob: Digest) -> str:

@@ -196,3 +196,47 @@ def test_a_daemon_that_never_answers_is_named_with_its_log(tmp_path: Path, monke
         with pytest.raises(LoaderError, match=r"did not answer within 0 s") as caught:
             Client(tmp_path / "s").request("GET", "/v1/status")
     assert "journalctl" in str(caught.value.hint)
+
+
+def _answering(path: Path, *answers: bytes) -> threading.Thread:
+    """Someone who gives each caller one of these answers, and hangs up."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+
+    def serve() -> None:
+        with listener:
+            for answer in answers:
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(answer)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    return thread
+
+
+OK = b"HTTP/1.0 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [b"", b"HTTP/1.0 200", b"nonsense\r\n\r\n", OK + b"Content-Length: 9\r\n", OK + b"Content-Length: 9\r\n\r\n{}"],
+)
+def test_a_request_whose_answer_breaks_off_is_made_again(tmp_path: Path, broken: bytes) -> None:
+    answering = _answering(tmp_path / "s", broken, OK + b"Content-Length: 2\r\n\r\n{}")
+    assert Client(tmp_path / "s").request("GET", "/v1/status") == {}
+    answering.join(20)
+    answering = _answering(tmp_path / "t", broken, broken)
+    with pytest.raises(LoaderError, match="hung up"):
+        Client(tmp_path / "t").request("GET", "/v1/status")
+    answering.join(20)
+
+
+@pytest.mark.parametrize("answer", [b"", OK + b"\r\n", OK + b'\r\n{"fetched": 1, "finished": false}\n'])
+def test_a_stream_that_breaks_off_is_no_success(tmp_path: Path, answer: bytes) -> None:
+    answering = _answering(tmp_path / "s", answer)
+    with pytest.raises(LoaderError, match="hung up"):
+        list(Client(tmp_path / "s").stream("/v1/prefetch", {}))
+    answering.join(20)

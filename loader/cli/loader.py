@@ -7,12 +7,12 @@ import itertools
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from erofs_builder.errors import IntegrityError
-from loader.cli.common import human_size, json_option, percent, print_json, print_table, run
+from loader.cli.common import end_at_once, human_size, json_option, percent, print_json, print_table, run
 from loader.cli.loader_client import Client
 from loader.config import Config, load_config
 from loader.errors import UsageError
@@ -34,9 +34,12 @@ def cli(context: click.Context, root: Path | None, socket: Path | None, config: 
     context.obj = {"root": root, "socket": socket, "config": config}
 
 
-def main() -> NoReturn:
-    """The console command."""
-    run(cli, "erofs-loader")
+def main() -> None:
+    """The console command's entry. It does not return: the process ends with the command."""
+    try:
+        run(cli, "erofs-loader")
+    except SystemExit as end:
+        end_at_once(end.code if isinstance(end.code, int) else 1)
 
 
 def location_options(function: Any) -> Any:

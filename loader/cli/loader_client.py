@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import socket
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 from erofs_builder.errors import FormatError, IntegrityError
+from loader.cli.control_http import Answer, HangUpError, ask
 from loader.errors import BusyError, KernelSupportError, LoaderError, NotFoundError, RegistryError, UsageError
 
 # A query reads what the daemon has in memory: a minute covers any restart of its worker.
@@ -26,19 +24,6 @@ _ERRORS: dict[int, type[LoaderError]] = {
 }
 
 
-class _Connection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
-
-    def __init__(self, path: Path, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
-
-
 class Client:
     """Requests to the daemon that listens on `path`. A failure there is raised here, with the same exit code."""
 
@@ -51,35 +36,38 @@ class Client:
         timeout = min(self._timeout, _QUERY_SECONDS) if method == "GET" else self._timeout
         for last in (False, True):
             try:
-                with closing(_Connection(self._path, timeout)) as connection:
-                    response = self._send(connection, method, path, body, query)
-                    data = response.read()
+                with self._ask(method, path, timeout, body, query) as answer:
+                    data = answer.read()
                 break
-            except (http.client.HTTPException, ConnectionResetError, BrokenPipeError) as error:
+            except (HangUpError, ConnectionResetError, BrokenPipeError) as error:
                 # A worker that was replaced meanwhile; every operation may be repeated.
                 if last:
-                    raise LoaderError(f"the daemon hung up: {error!r}", hint="see its log") from None
+                    raise _hung_up(error) from None
             except TimeoutError:
                 raise self._silent(timeout) from None
         document = _parse(data)
-        if response.status != 200:
+        if answer.status != 200:
             raise _error(document)
         return document
 
     def stream(self, path: str, body: Any) -> Iterator[Any]:
-        """The lines of an answer that comes in pieces."""
+        """The lines of an answer that comes in pieces, up to the one that says that it is `finished`."""
+        document: Any = {}
         try:
-            with closing(_Connection(self._path, self._timeout)) as connection:
-                response = self._send(connection, "POST", path, body, None)
-                if response.status != 200:
-                    raise _error(_parse(response.read()))
-                while line := response.readline():
+            with self._ask("POST", path, self._timeout, body) as answer:
+                if answer.status != 200:
+                    raise _error(_parse(answer.read()))
+                for line in answer.lines():
                     document = _parse(line)
                     if "error" in document:
                         raise _error(document)
                     yield document
         except TimeoutError:
             raise self._silent(self._timeout) from None
+        except (HangUpError, ConnectionResetError, BrokenPipeError) as error:
+            raise _hung_up(error) from None
+        if not document.get("finished"):
+            raise _hung_up("in the middle of its answer")
 
     def _silent(self, seconds: float) -> LoaderError:
         return LoaderError(
@@ -87,13 +75,12 @@ class Client:
             hint="its log says why (`journalctl -u erofs-loader`); its worker may fail to start",
         )
 
-    def _send(
-        self, connection: _Connection, method: str, path: str, body: Any, query: dict[str, str] | None
-    ) -> http.client.HTTPResponse:
-        url = path + (f"?{urlencode(query)}" if query else "")
+    def _ask(
+        self, method: str, path: str, timeout: float, body: Any = None, query: dict[str, str] | None = None
+    ) -> Answer:
+        target = path + (f"?{urlencode(query)}" if query else "")
         try:
-            connection.request(method, url, json.dumps(body) if body is not None else None)
-            return connection.getresponse()
+            return ask(self._path, timeout, method, target, json.dumps(body).encode() if body is not None else None)
         except (FileNotFoundError, ConnectionRefusedError):
             raise LoaderError(
                 f"no daemon listens on {self._path}",
@@ -101,6 +88,10 @@ class Client:
             ) from None
         except PermissionError:
             raise LoaderError(f"{self._path}: permission denied", hint="the control socket is root's") from None
+
+
+def _hung_up(how: object) -> LoaderError:
+    return LoaderError(f"the daemon hung up: {how}", hint="a worker of it may have ended: see its log, and try again")
 
 
 def _parse(data: bytes) -> Any:

@@ -62,7 +62,10 @@ def decompress(data: bytes, size: int, what: str, *, exact: bool = True) -> byte
     """A zstd stream's content: exactly `size` bytes, or at most that. Takes no more memory than there is content."""
     plain = bytearray()
     try:
-        reader = zstandard.ZstdDecompressor(max_window_size=_WINDOW).stream_reader(io.BytesIO(data))
+        decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW)
+        if exact and zstandard.frame_content_size(data) == size:  # as it says itself: memory is taken as it is filled
+            return decompressor.decompress(data)
+        reader = decompressor.stream_reader(io.BytesIO(data))
         while (part := reader.read(_STEP)) and len(plain) <= size:
             plain += part
     except zstandard.ZstdError as error:

@@ -7,7 +7,7 @@ import os
 import shutil
 import struct
 import threading
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,7 @@ class Images:
         self._fetching: dict[tuple[str, str, Form], Future[ImageRecord]] = {}
         self._fetching_lock = threading.Lock()  # held for dictionary operations
         self._unpacking = threading.Lock()  # payloads that decompress to the limit take memory for one at a time
+        self._hasher = ThreadPoolExecutor(1, "hash")
         self.payloads = Payloads(layout, state, counters, self._fetch_payload)
         self._tags: dict[str, tuple[Form, Digest]] = {}
         self.reload()
@@ -124,10 +125,11 @@ class Images:
             metadata, compressed = self._compressed(source, artifact, form, name)
             with self._unpacking:
                 data, payload = verified_payload(compressed, metadata, artifact, form)
+                hashing = self._hasher.submit(Digest.of, data)  # while it is written
                 self.payloads.store(descriptor.digest, form, data, payload)
             self._starts.remember(descriptor.digest, START, artifact.annotations.get(START_ANNOTATION, ""))
             self._starts.remember(descriptor.digest, FOLLOWERS, artifact.annotations.get(FOLLOWERS_ANNOTATION, ""))
-            sha256 = Digest.of(data)
+            sha256 = hashing.result()
             wait(traced, TRACE_PATIENCE)  # it was asked for while the metadata came
         else:
             sha256 = self._state.payloads(descriptor.digest)[form]
@@ -213,7 +215,7 @@ def verified_payload(
         if sizes.get(table.blob_digest) != table.blob_size:
             raise ArtifactError(f"metadata payload: the manifest does not list blob {table.blob_digest} in its size")
     expected = [device_tag(form, table.blob_digest) for table in payload.tables]
-    if device_tags(payload.erofs) != expected:
+    if device_tags(payload.erofs_view) != expected:
         raise IntegrityError("metadata payload: device slots and frame tables do not match")
     return data, payload
 
@@ -227,7 +229,7 @@ def _payload_size(descriptor: Descriptor) -> int:
     return int(text)
 
 
-def device_tags(erofs: bytes) -> list[str]:
+def device_tags(erofs: bytes | memoryview) -> list[str]:
     """The tags of a superblock's device slots, in order."""
     if len(erofs) < _SUPERBLOCK + 128 or erofs[_SUPERBLOCK : _SUPERBLOCK + 4] != b"\xe2\xe1\xf5\xe0":
         raise ArtifactError("metadata payload: no EROFS superblock")
@@ -235,7 +237,7 @@ def device_tags(erofs: bytes) -> list[str]:
     start = slot * 128
     if start + count * 128 > len(erofs):
         raise ArtifactError("metadata payload: device slots outside of the file")
-    slots = (erofs[position : position + 64] for position in range(start, start + count * 128, 128))
+    slots = (bytes(erofs[position : position + 64]) for position in range(start, start + count * 128, 128))
     return [tag.rstrip(b"\0").decode("ascii", "replace") for tag in slots]
 
 

@@ -77,7 +77,12 @@ class Mounting:
         )
 
     def _mount(
-        self, image: ImageRecord, target: str, form: Form, choose: Callable[[bytes], str | None], wanted: str | None
+        self,
+        image: ImageRecord,
+        target: str,
+        form: Form,
+        choose: Callable[[memoryview], str | None],
+        wanted: str | None,
     ) -> MountRecord:
         try:
             return self._mount_stored(image, target, form, choose, wanted)
@@ -86,7 +91,12 @@ class Mounting:
             return self._mount_stored(image, target, form, choose, wanted)
 
     def _mount_stored(
-        self, image: ImageRecord, target: str, form: Form, choose: Callable[[bytes], str | None], wanted: str | None
+        self,
+        image: ImageRecord,
+        target: str,
+        form: Form,
+        choose: Callable[[memoryview], str | None],
+        wanted: str | None,
     ) -> MountRecord:
         with self._lock:
             existing = self._existing(target)
@@ -97,7 +107,7 @@ class Mounting:
                     raise BusyError(f"{target}: it is mounted there in the domain {existing.domain or OFF}")
                 return existing
             path, payload = self._images.payloads.load(image.digest, form)
-            domain = choose(payload.erofs)
+            domain = choose(payload.erofs_view)
             try:
                 if self.plane == "fanotify":
                     mount_files = partial(self._mount_files, image, target, form, path, payload.tables)

@@ -57,7 +57,9 @@ class PageSharing:
         self.policy = policy
         self._tmp = tmp
 
-    def domain(self, form: Form, erofs: bytes, name: str, image: Digest, wanted: str | None = None) -> str | None:
+    def domain(
+        self, form: Form, erofs: bytes | memoryview, name: str, image: Digest, wanted: str | None = None
+    ) -> str | None:
         """The domain that a mount of this metadata joins, None for its own pages only.
 
         `wanted` by whoever mounts, it is that one: KernelSupportError or NotFoundError if it cannot be.
@@ -83,11 +85,11 @@ class PageSharing:
             return None
         return owner_domain(name, image) if AUTO in (wanted, self.policy) else self.policy
 
-    def again(self, form: Form, erofs: bytes, domain: str | None) -> str | None:
+    def again(self, form: Form, erofs: bytes | memoryview, domain: str | None) -> str | None:
         """The domain of a mount that was in `domain` before, if that still can be."""
         return domain if self._can(form, erofs) else None
 
-    def _can(self, form: Form, erofs: bytes) -> bool:
+    def _can(self, form: Form, erofs: bytes | memoryview) -> bool:
         return self.policy != OFF and form is Form.ENCODED and has_fingerprints(erofs)
 
     def announced(self, payload: Path) -> Path:

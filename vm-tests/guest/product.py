@@ -26,7 +26,7 @@ LOG = Path("/run/disk/serve.log")
 
 def load(native):
     """Import what the program's commands import, for all the forks to come."""
-    for name in ("loader", "loader_client", "loader_serve"):
+    for name in ("control_http", "loader", "loader_client", "loader_serve"):
         importlib.import_module(f"loader.cli.{name}")
     if not native:
         forks.load()
