@@ -25,7 +25,7 @@ from loader.convert.survey import load_tree
 from loader.errors import LoaderError, NotFoundError, UsageError
 from loader.registry.base import Descriptor
 from loader.registry.client import Registry
-from loader.registry.config import RegistryConfig
+from loader.registry.config import HostConfig, RegistryConfig
 from loader.registry.documents import encode_index, fallback_tag
 from loader.registry.find import find_artifact, generation_of, newest_first
 from loader.registry.layout import Layout
@@ -277,6 +277,81 @@ def test_a_mistyped_source_leaves_no_target(tmp_path: Path, layout: Layout) -> N
     with pytest.raises(UsageError):
         run(f"oci:{layout.path}:none", f"oci-archive:{tmp_path}/x.tar")
     assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize(("path", "platform"), [("nope", None), (".", "linux/amd64")])
+def test_a_directory_that_is_none_leaves_no_target(tmp_path: Path, path: str, platform: str | None) -> None:
+    with pytest.raises(LoaderError):
+        run(f"rootfs:{tmp_path / path}", f"oci:{tmp_path}/target:t", platform=platform)
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.fixture(params=["layout", "registry"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, layout: Layout, host: str) -> str:
+    """A layout or a repository with image 1, image 2 and multi, an index with image 1 in it, as REFERENCE:TAG."""
+    image = add_image(layout, [TAR], "1")
+    add_image(layout, [UPPER], "2")
+    add_index(layout, [(image, "linux/amd64")], "multi")
+    if request.param == "layout":
+        return f"oci:{layout.path}"
+    name = f"docker://{host}/{tmp_path.name.replace('_', '-').lower()}"
+    for tag in ("1", "2", "multi"):
+        command = ["skopeo", "copy", "--all", "--dest-tls-verify=false", f"oci:{layout.path}:{tag}", f"{name}:{tag}"]
+        subprocess.run(command, check=True, capture_output=True)
+    return name
+
+
+def named_by(reference: str) -> Digest:
+    source, name = open_image(reference, RegistryConfig())
+    try:
+        return source.resolve(name).digest
+    finally:
+        source.close()
+
+
+@pytest.mark.parametrize(
+    ("source", "tag", "which"),
+    [("1", "1", "the source"), ("multi", "multi", "the source"), ("multi", "1", "the source"), ("1", "2", "another")],
+)
+def test_no_image_loses_its_tag(place: str, source: str, tag: str, which: str) -> None:
+    before = named_by(f"{place}:{tag}")
+    with pytest.raises(UsageError) as caught:
+        run(f"{place}:{source}", f"{place}:{tag}", platform="linux/amd64")
+    assert str(caught.value) == f"{place}:{tag} is {which} image; its tag would name the artifact instead"
+    assert caught.value.hint == f"take another tag, by custom {place}:{tag}-erofs"
+    assert named_by(f"{place}:{tag}") == before
+    with pytest.raises(NotFoundError, match="no erofs-ondemand artifact"):
+        tree_of(f"{place}:{source}")
+
+
+def test_an_artifact_loses_its_tag_to_a_later_one(place: str) -> None:
+    run(f"{place}:1", f"{place}:erofs")
+    assert "copy" not in tree_of(f"{place}:erofs")
+    run(f"{place}:2", f"{place}:erofs")
+    assert "copy" in tree_of(f"{place}:erofs")
+    run(f"{place}:multi", f"{place}:erofs", platform="all")
+    run(f"{place}:2", f"{place}:erofs")
+    assert "copy" in tree_of(f"{place}:erofs")
+
+
+def test_a_mirror_is_not_asked_for_the_tag(host: str, tmp_path: Path, layout: Layout) -> None:
+    """It may tell of a tag as it was a while ago."""
+    add_image(layout, [TAR], "1")
+    with docker_registry(tmp_path / "mirror") as mirror:
+        for place in (mirror, host):
+            command = [
+                "skopeo",
+                "copy",
+                "--dest-tls-verify=false",
+                f"oci:{layout.path}:1",
+                f"docker://{place}/mirrored:1",
+            ]
+            subprocess.run(command, check=True, capture_output=True)
+        run(f"oci:{layout.path}:1", f"{mirror}/mirrored:2")
+        config = RegistryConfig(hosts={host: HostConfig(mirrors=(f"http://{mirror}",))})
+        registry = Registry(host, "mirrored", config)
+        assert registry.tagged("1") is not None and registry.tagged("2") is None
+        registry.close()
 
 
 def damaged(layout: Layout, digest: Digest, place: int) -> None:

@@ -81,8 +81,8 @@ def convert(
     """Convert SOURCE and publish the artifact as TARGET.
 
     SOURCE is docker://, oci:, oci-archive:, docker-archive: or rootfs:; TARGET is docker://HOST/REPOSITORY:TAG or
-    oci:DIR[:TAG]. The artifact refers to the source image, which stays as it is: where both are in one repository,
-    either name mounts.
+    oci:DIR[:TAG], whose tag names an earlier artifact or nothing yet. The artifact refers to the source image, which
+    stays as it is: where both are in one repository, either name mounts.
     """
     lean_memory()
     hard = _UPDATE if base and level is None else 0

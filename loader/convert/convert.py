@@ -27,7 +27,8 @@ from loader.artifact import ARTIFACT_TYPE, INDEX_TYPE, descriptor_to_json
 from loader.convert.layers import blob_path, convert_layer
 from loader.convert.progress import NoProgress, Progress, Task
 from loader.convert.side_by_side import side_by_side
-from loader.convert.source import ALL_PLATFORMS, SourceImage, SourceLayer, load_source
+from loader.convert.source import ALL_PLATFORMS, SourceImage, SourceIndex, SourceLayer, load_source
+from loader.convert.tag import check_tag
 from loader.errors import NotFoundError, UsageError
 from loader.registry.base import Descriptor, ImageTarget
 from loader.registry.config import RegistryConfig
@@ -109,6 +110,8 @@ def convert(request: Request, config: RegistryConfig, progress: Progress | None 
     progress = progress or NoProgress()
     reference = parse_reference(request.source)
     check_target(request.target)
+    if isinstance(reference, RootfsReference):
+        _check_rootfs(reference.path, request.platform)
     with ExitStack() as stack:
         found = None
         if not isinstance(reference, RootfsReference):
@@ -120,6 +123,8 @@ def convert(request: Request, config: RegistryConfig, progress: Progress | None 
         trace = _load_trace(request.trace, config, platform) if request.trace else ()
         target, tag = open_target(request.target, config)  # last: a mistyped source leaves no empty layout
         stack.callback(target.close)
+        if tag:
+            check_tag(target, str(check_target(request.target)), tag, _digests(found))
         directory = Path(stack.enter_context(_work_directory(target)))
         work = _Conversion(request, base, trace, target, directory, progress)
         index = None
@@ -131,6 +136,18 @@ def convert(request: Request, config: RegistryConfig, progress: Progress | None 
             images = tuple(work.convert_image(image, None if several else tag) for image in found.images)
             index = _publish_index(images, found.images, found.index, target, tag) if found.index else None
         return Result(request.target, tag, images, index, time.monotonic() - started)
+
+
+def _check_rootfs(root: Path, platform: str | None) -> None:
+    if platform:
+        raise UsageError("a directory has no platforms", "leave --platform out")
+    if not root.is_dir():
+        raise NotFoundError(f"rootfs:{root}: no such directory")
+
+
+def _digests(found: SourceIndex | None) -> set[Digest]:
+    """Of all that a source's tag may name."""
+    return {found.named.digest, *(image.descriptor.digest for image in found.images)} if found else set()
 
 
 def _open_base(request: Request, config: RegistryConfig, stack: ExitStack) -> BaseArtifact | None:
@@ -182,10 +199,6 @@ class _Conversion:
 
     def convert_rootfs(self, root: Path, tag: str | None) -> Converted:
         """A directory as an image of one layer."""
-        if self._request.platform:
-            raise UsageError("a directory has no platforms", "leave --platform out")
-        if not root.is_dir():
-            raise NotFoundError(f"rootfs:{root}: no such directory")
         from erofs_builder.rootfs import build_rootfs
 
         started = time.monotonic()

@@ -55,9 +55,13 @@ class SourceImage:
 
 @dataclass(frozen=True, slots=True)
 class SourceIndex:
-    """The images to convert; `index` is the multi-platform index they come from, if all of it is converted."""
+    """The images to convert; `index` is the multi-platform index they come from, if all of it is converted.
+
+    `named` is what the reference names: an image, or an index of which one image may be enough.
+    """
 
     images: tuple[SourceImage, ...]
+    named: Descriptor
     index: Descriptor | None = None
 
 
@@ -68,7 +72,7 @@ def load_source(source: ImageSource, reference: str, platform: str | None) -> So
         image = _load_image(source, descriptor)
         if platform not in (None, ALL_PLATFORMS) and image.platform_text and image.platform_text != platform:
             raise NotFoundError(f"{source}: the image is for {image.platform_text}, not for {platform}")
-        return SourceIndex((image,))
+        return SourceIndex((image,), descriptor)
     what = f"{source}@{descriptor.digest}"
     data = source.manifest(descriptor)
     _refuse_artifact(parse_document(data, what), what)
@@ -76,8 +80,9 @@ def load_source(source: ImageSource, reference: str, platform: str | None) -> So
     if platform == ALL_PLATFORMS:
         if not entries:
             raise NotFoundError(f"{what}: an index without images")
-        return SourceIndex(tuple(_load_image(source, entry) for entry in entries), descriptor)
-    return SourceIndex((_load_image(source, select_platform(entries, platform or host_platform(), what)),))
+        return SourceIndex(tuple(_load_image(source, entry) for entry in entries), descriptor, descriptor)
+    image = _load_image(source, select_platform(entries, platform or host_platform(), what))
+    return SourceIndex((image,), descriptor)
 
 
 def _is_image(entry: Descriptor) -> bool:

@@ -67,6 +67,10 @@ class ImageSource(Protocol):
 class ImageTarget(ImageSource, Protocol):
     """Where images can be written to as well."""
 
+    def tagged(self, tag: str) -> tuple[Descriptor, bytes] | None:
+        """The manifest that a tag names now; None if there is none."""
+        ...
+
     def has_blob(self, digest: Digest) -> bool:
         """Whether a blob is there already (and need not be uploaded)."""
         ...

@@ -155,6 +155,13 @@ class Registry:
 
     # ImageTarget: always the registry itself, never a mirror
 
+    def tagged(self, tag: str) -> tuple[Descriptor, bytes] | None:
+        """The manifest that a tag names in the registry."""
+        try:
+            return patiently(lambda: self._manifest_at(self._upstream, tag, None))
+        except NotFoundError:
+            return None
+
     def has_blob(self, digest: Digest) -> bool:
         """Whether the registry has a blob."""
         return upload.has_blob(self._upstream, digest)

@@ -110,6 +110,14 @@ class Layout:
 
     # ImageTarget
 
+    def tagged(self, tag: str) -> tuple[Descriptor, bytes] | None:
+        """The manifest that a tag names; None also if the layout lacks it."""
+        try:
+            descriptor = self.resolve(tag)
+            return descriptor, self.manifest(descriptor)
+        except NotFoundError:
+            return None
+
     def has_blob(self, digest: Digest) -> bool:
         """Whether a blob is there. One that a power cut left empty is not."""
         try:
