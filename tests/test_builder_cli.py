@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,8 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from erofs_builder.digest import Digest
+from loader.cli.builder import cli
 from loader.registry.layout import Layout
 from tests.support.oci import add_image, new_layout, tar_of
 from tests.support.registry import free_port
@@ -131,7 +135,67 @@ def test_output_to_a_closed_pipe(layout: Layout) -> None:
     os.close(read)
     result = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, env=environment, timeout=60)
     os.close(write)
-    assert result.stderr == b""
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("program", ["builder", "loader"])
+@pytest.mark.parametrize("word", ["--help", "--version"])
+def test_help_to_a_closed_pipe(program: str, word: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-c", f"from loader.cli.{program} import main; main()", word]
+    result = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, cwd=REPOSITORY, timeout=60)
+    os.close(write)
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
+def test_a_reader_that_has_enough(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    for number in range(3000):
+        (tmp_path / f"root/a-name-of-some-length-{number}").touch()
+    builder("convert", f"rootfs:{tmp_path}/root", f"oci:{tmp_path}/out:t")
+    script = f"set -o pipefail; {shlex.join([*PROGRAM, 'dump', f'oci:{tmp_path}/out:t'])} | head -1"
+    result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=REPOSITORY, timeout=60)
+    assert (result.returncode, result.stderr) == (0, "") and result.stdout.startswith("drwx")
+
+
+def test_another_broken_pipe_is_a_failure() -> None:
+    failing = """
+import click
+from loader.cli.common import Commands, run
+
+@click.group(cls=Commands)
+def cli(): pass
+
+@cli.command()
+def fail(): raise BrokenPipeError(32, "Broken pipe")
+
+run(cli, "cli", ["fail"])
+"""
+    command = [sys.executable, "-c", failing]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=60)
+    assert (result.returncode, result.stderr) == (1, "error: Broken pipe\n")
+
+
+@pytest.mark.parametrize("program", ["builder", "loader"])
+def test_without_a_command_there_is_help(program: str) -> None:
+    command = [sys.executable, "-c", f"from loader.cli.{program} import main; main()"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=60)
+    assert (result.returncode, result.stdout) == (2, "") and result.stderr.startswith("Usage: ")
+    asked = subprocess.run([*command, "--help"], capture_output=True, text=True, cwd=REPOSITORY, timeout=60)
+    assert asked.stdout == result.stderr
+
+
+@pytest.mark.parametrize(
+    ("before", "behind", "level"),
+    [([], [], "WARNING"), ([], ["-v"], "INFO"), (["-v"], ["-v"], "DEBUG"), (["-vv"], [], "DEBUG")],
+)
+def test_verbose_may_stand_behind_the_command(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, before: list[str], behind: list[str], level: str
+) -> None:
+    monkeypatch.setattr(logging.root, "level", logging.WARNING)
+    result = CliRunner().invoke(cli, [*before, "inspect", f"oci:{layout.path}:image", *behind], catch_exceptions=False)
+    assert result.exit_code == 0 and logging.getLevelName(logging.root.level) == level
 
 
 def test_sigterm_leaves_nothing_behind(layout: Layout, tmp_path: Path) -> None:

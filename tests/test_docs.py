@@ -63,6 +63,13 @@ def test_what_does_not_come_from_runs_is_on_the_kernels_page_as_the_rig_writes_i
 
 
 @pytest.mark.parametrize("command", ["erofs-builder", "erofs-loader"])
+def test_help_has_every_exit_code(command: str) -> None:
+    done = subprocess.run([Path(sys.executable).parent / command, "--help"], capture_output=True, text=True)
+    listed = re.findall(r"\d+", done.stdout.split("Exit codes:")[1])
+    assert listed == re.findall(r"^\| (\d+) \|", (ROOT / "docs" / "exit-codes.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", ["erofs-builder", "erofs-loader"])
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts(command: str, shell: str) -> None:
     variable = f"_{command.upper().replace('-', '_')}_COMPLETE"

@@ -6,16 +6,16 @@ from importlib import import_module
 
 import click
 
-from loader.cli.common import end_at_once, run, verbose_option
+from loader.cli.common import EXIT_CODES, Commands, end_at_once, run, verbose_option
 
 _COMMANDS = ("check", "convert", "dump", "export", "inspect")
 _EPILOG = """References: docker://HOST/REPOSITORY:TAG (also without docker://), oci:DIR[:TAG], oci-archive:FILE[:TAG],
 docker-archive:FILE[:NAME], rootfs:DIR. Logins are those of docker and podman.
 
-Exit codes: 0 ok, 1 failed, 2 usage, 10 not found, 11 registry refused, 12 integrity, 15 bad image."""
+"""
 
 
-class _Commands(click.Group):
+class _Commands(Commands):
     """Loads a command's module when it is called or described: all of them together take longer than a small image."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -28,7 +28,7 @@ class _Commands(click.Group):
         return command
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG + EXIT_CODES)
 @click.version_option(package_name="erofs-ondemand", prog_name="erofs-builder")
 @verbose_option
 def cli() -> None:

@@ -10,7 +10,7 @@ import click
 
 from loader.cli.bars import progress_bars
 from loader.cli.builder_options import config_option, opened_artifact, platform_option
-from loader.cli.common import human_size, insecure_option, json_option, print_json
+from loader.cli.common import human_size, insecure_option, json_option, print_json, verbose_here_option
 from loader.convert.check import Damage, Report, check_artifact, check_failed
 from loader.registry.base import Descriptor
 
@@ -21,6 +21,7 @@ from loader.registry.base import Descriptor
 @insecure_option
 @config_option
 @json_option
+@verbose_here_option
 def check(reference: str, platform: str | None, insecure: bool, config: str | None, as_json: bool) -> None:
     """Verify every byte of the artifact that REFERENCE names or that belongs to the image it names.
 

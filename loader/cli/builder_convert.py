@@ -14,7 +14,7 @@ from erofs_builder.payload import PAYLOAD_LEVEL
 from loader.artifact import descriptor_to_json
 from loader.cli.bars import progress_bars
 from loader.cli.builder_options import config_option, registry_config
-from loader.cli.common import human_size, insecure_option, json_option, print_json, print_table
+from loader.cli.common import human_size, insecure_option, json_option, print_json, print_table, verbose_here_option
 from loader.convert.convert import Converted, ConvertedLayer, Request, Result, lean_memory
 from loader.convert.convert import convert as convert_image
 
@@ -64,6 +64,7 @@ _FINGERPRINTS = {"none": None, "large": LARGE, "all": 1}
 @insecure_option
 @config_option
 @json_option
+@verbose_here_option
 def convert(
     source: str,
     target: str,

@@ -15,7 +15,7 @@ from erofs_builder.model import Node
 from erofs_builder.payload import Form
 from erofs_builder.tree import walk
 from loader.cli.builder_options import config_option, form_option, opened_artifact, platform_option
-from loader.cli.common import insecure_option, json_option
+from loader.cli.common import insecure_option, json_option, verbose_here_option
 from loader.convert.survey import load_tree, show_path
 
 _EARLIEST, _LATEST = -62135596800, 253402300799  # what datetime can say: years 1 to 9999
@@ -28,6 +28,7 @@ _EARLIEST, _LATEST = -62135596800, 253402300799  # what datetime can say: years 
 @insecure_option
 @config_option
 @json_option
+@verbose_here_option
 def dump(reference: str, form: str, platform: str | None, insecure: bool, config: str | None, as_json: bool) -> None:
     """List the tree of an artifact, one line a name: mode, links, owner, size or device, time, path.
 

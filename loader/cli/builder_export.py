@@ -17,7 +17,7 @@ from erofs_builder.tree import walk
 from loader.artifact import BLOB_TYPE, Artifact
 from loader.cli.bars import progress_bars
 from loader.cli.builder_options import config_option, form_option, opened_artifact, platform_option
-from loader.cli.common import human_size, insecure_option, json_option, print_json
+from loader.cli.common import human_size, insecure_option, json_option, print_json, verbose_here_option
 from loader.convert.progress import Progress
 from loader.convert.survey import load_tree
 from loader.registry.base import Descriptor, ImageSource
@@ -31,6 +31,7 @@ from loader.registry.base import Descriptor, ImageSource
 @insecure_option
 @config_option
 @json_option
+@verbose_here_option
 def export(
     reference: str, file: Path, form: str, platform: str | None, insecure: bool, config: str | None, as_json: bool
 ) -> None:

@@ -10,7 +10,15 @@ from erofs_builder.errors import ArtifactError
 from erofs_builder.frame_list import decode_frames
 from loader.artifact import PAYLOAD_SIZE_ANNOTATION, START_ANNOTATION, Artifact, descriptor_to_json
 from loader.cli.builder_options import config_option, opened_artifact, platform_option
-from loader.cli.common import human_size, insecure_option, json_option, percent, print_json, print_table
+from loader.cli.common import (
+    human_size,
+    insecure_option,
+    json_option,
+    percent,
+    print_json,
+    print_table,
+    verbose_here_option,
+)
 from loader.convert.survey import Survey, load_tree, show_path, survey
 from loader.registry.base import Descriptor
 
@@ -22,6 +30,7 @@ from loader.registry.base import Descriptor
 @insecure_option
 @config_option
 @json_option
+@verbose_here_option
 def inspect(reference: str, top: int, platform: str | None, insecure: bool, config: str | None, as_json: bool) -> None:
     """Show the artifact that REFERENCE names or that belongs to the image it names: sizes, blobs, largest files."""
     with opened_artifact(reference, platform, config, insecure) as (source, descriptor, artifact):

@@ -1,7 +1,6 @@
 """What both commands share: the ladder from errors to exit codes, output for people and for programs.
 
-Codes: 0 ok, 1 failed, 2 usage, 10 not found, 11 registry refused, 12 integrity, 13 kernel lacks support, 14 busy,
-15 bad image, 130 interrupted, 143 terminated (docs/exit-codes.md).
+What the codes mean is in docs/exit-codes.md.
 """
 
 from __future__ import annotations
@@ -10,11 +9,12 @@ import errno
 import json
 import logging
 import os
+import select
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -23,9 +23,44 @@ from erofs_builder.errors import FormatError, IntegrityError
 from loader.errors import LoaderError
 
 _ROOM = "make room where the output goes; of an upload that is TMPDIR first, which may be another disk"
+_VERBOSE = "loader.cli.verbose"  # the key of a context's meta
 _TERMINATED = 128 + signal.SIGTERM
 _CLEANING_UP = 5.0  # seconds
+EXIT_CODES = """Exit codes: 0 ok, 1 failed, 2 usage, 10 not found, 11 registry refused, 12 integrity, 13 kernel lacks
+support, 14 busy, 15 bad image, 130 interrupted, 143 terminated."""
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Commands(click.Group):
+    """Commands of one program; its help stands in for a missing one."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            click.echo(ctx.get_help(), err=True)
+            ctx.exit(2)
+        return super().parse_args(ctx, args)
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        with _broken_pipe_told_apart():
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _broken_pipe_told_apart():
+            return super().invoke(ctx)
+
+
+class _BrokenPipe(Exception):
+    """A BrokenPipeError on its way through click, which would end the process with 1 for it."""
+
+
+@contextmanager
+def _broken_pipe_told_apart() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise _BrokenPipe from error
 
 
 def run(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> NoReturn:
@@ -41,12 +76,21 @@ def run(command: click.Command, name: str, arguments: Sequence[str] | None = Non
     except (click.Abort, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        # Whoever read our output has enough; the interpreter must not complain about it when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except (BrokenPipeError, _BrokenPipe) as error:
+        sys.exit(_after_broken_pipe("--json" in words, error))
     except Exception as error:
         sys.exit(report(error, "--json" in words))
+
+
+def _after_broken_pipe(as_json: bool, error: Exception) -> int:
+    """Whoever read our output has enough, which is no failure; what another pipe or socket does, is one."""
+    events = select.poll()
+    events.register(sys.stdout.fileno(), 0)
+    if not events.poll(0):
+        return report(error.__cause__ if isinstance(error.__cause__, OSError) else error, as_json)
+    # The interpreter must not complain when it flushes.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def end_at_once(code: int) -> NoReturn:
@@ -125,16 +169,22 @@ def insecure_option(function: F) -> F:
 
 
 def verbose_option(function: F) -> F:
-    """`-v`: log to stderr, twice for debugging."""
-
-    def start(_context: click.Context, _parameter: click.Parameter, count: int) -> None:
-        level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(count, 2)]
-        logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-        logging.getLogger("urllib3").setLevel(logging.WARNING)  # its debug lines quote URLs with secrets
-
+    """`-v` before the command's name: log to stderr, twice for debugging."""
     return click.option(
-        "-v", "--verbose", count=True, expose_value=False, callback=start, help="Log more; twice for debugging."
+        "-v", "--verbose", count=True, expose_value=False, callback=_start_log, help="Log more; twice for debugging."
     )(function)
+
+
+def verbose_here_option(function: F) -> F:
+    """The same behind the command's name; what is said in both places adds up."""
+    return click.option("-v", "--verbose", count=True, expose_value=False, hidden=True, callback=_start_log)(function)
+
+
+def _start_log(context: click.Context, _parameter: click.Parameter, count: int) -> None:
+    count = context.meta[_VERBOSE] = context.meta.get(_VERBOSE, 0) + count
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger().setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(count, 2)])
+    logging.getLogger("urllib3").setLevel(logging.WARNING)  # its debug lines quote URLs with secrets
 
 
 def print_json(document: Any) -> None:

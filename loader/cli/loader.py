@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from erofs_builder.errors import IntegrityError
-from loader.cli.common import end_at_once, human_size, json_option, percent, print_json, print_table, run
+from loader.cli.common import (
+    EXIT_CODES,
+    Commands,
+    end_at_once,
+    human_size,
+    json_option,
+    percent,
+    print_json,
+    print_table,
+    run,
+)
 from loader.cli.loader_client import Client
 from loader.config import Config, load_config
 from loader.errors import UsageError
@@ -23,7 +33,7 @@ if TYPE_CHECKING:
 _FORMS = click.Choice(["auto", "encoded", "decoded"])
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_CODES)
 @click.version_option(package_name="erofs-ondemand", prog_name="erofs-loader")
 @click.option("--root", type=click.Path(path_type=Path), help="Cache and records [/var/lib/erofs-loader].")
 @click.option("--socket", type=click.Path(path_type=Path), help="Control socket [/run/erofs-loader/control.sock].")
