@@ -32,6 +32,7 @@ from loader.registry.config import RegistryConfig
 from loader.registry.documents import parse_document, subject_of
 from loader.registry.find import find_artifact
 from loader.registry.open import open_image
+from loader.registry.reference import is_path
 
 TRACE_TYPE = "application/vnd.erofs-ondemand.trace.v1+json"
 TRACE_ANNOTATION = "org.erofs-ondemand.trace"
@@ -81,7 +82,9 @@ def _put(target: ImageTarget, descriptor: Descriptor, data: bytes) -> None:
 
 def load_page_trace(text: str, config: RegistryConfig, platform: str | None = None) -> list[PageRun]:
     """The pages of a trace: of a file, or the newest recorded for the image or artifact that a reference names."""
-    if Path(text).is_file():
+    if is_path(text) and not Path(text).exists():
+        raise NotFoundError(f"{text}: no such file")
+    if is_path(text) or Path(text).is_file():
         return decode_page_trace(Path(text).read_bytes())
     source, name = open_image(text, config)
     try:

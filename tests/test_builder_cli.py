@@ -104,6 +104,9 @@ def test_check(layout: Layout, tmp_path: Path) -> None:
         (["inspect", "oci:LAYOUT:image", "--config", "/nowhere.toml"], 2),
         (["export", "oci:LAYOUT:image", "/nowhere/x"], 1),
         (["inspect", "oci:LAYOUT:broken"], 15),
+        (["inspect", "docker-daemon:nginx"], 2),
+        (["inspect", "/nowhere"], 2),
+        (["convert", "oci:LAYOUT:image", "oci:LAYOUT:x", "--trace", "/nowhere"], 10),
     ],
 )
 def test_exit_codes(layout: Layout, arguments: list[str], code: int) -> None:

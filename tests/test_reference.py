@@ -73,6 +73,25 @@ def test_refuses(text: str) -> None:
         parse_reference(text)
 
 
+@pytest.mark.parametrize("text", ["docker-daemon:nginx", "containers-storage:x", "dir:/etc", "ostree:", "ftp://h/a"])
+def test_schemes_of_others_are_no_repositories(text: str) -> None:
+    with pytest.raises(UsageError, match="unknown scheme") as caught:
+        parse_reference(text)
+    assert caught.value.hint == "use docker://, oci:, oci-archive:, docker-archive: or rootfs:"
+
+
+@pytest.mark.parametrize("text", ["docker:dind", "docker://dir:1", "h.example/dir:1", "dir", "rootfs"])
+def test_repositories_may_have_such_names(text: str) -> None:
+    assert isinstance(parse_reference(text), RegistryReference)
+
+
+@pytest.mark.parametrize("text", ["/srv/layout", "./layout:tag", "../layout", "."])
+def test_a_path_needs_its_scheme(text: str) -> None:
+    with pytest.raises(UsageError, match="a path alone") as caught:
+        parse_reference(text)
+    assert caught.value.hint is not None and "a layout is oci:DIR" in caught.value.hint
+
+
 def test_name_and_text() -> None:
     by_both = parse_reference(f"host.example/a:t@sha256:{HEX}")
     assert isinstance(by_both, RegistryReference)

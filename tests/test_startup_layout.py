@@ -202,6 +202,8 @@ def test_convert_with_a_published_trace(layout: Layout, tmp_path: Path) -> None:
     assert len(rebuilt.blobs) == 3 and rebuilt.annotations[START_ANNOTATION] == "2:0-2"
     tree = load_tree(layout, rebuilt)
     assert load_tree(layout, plain).root.children is not None and tree.root.children is not None
+    with pytest.raises(NotFoundError, match="/trace: no such file"):
+        load_page_trace(f"{tmp_path}/trace", RegistryConfig())
     (tmp_path / "trace").write_bytes(encode_page_trace(runs))
     assert _convert(layout, "again", str(tmp_path / "trace")).encode() == rebuilt.encode()
 

@@ -28,6 +28,8 @@ _HOST = re.compile(
     r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*)(?::[0-9]{1,5})?\Z"
 )
 _MAX_REPOSITORY = 255
+# Of skopeo and podman: taken for Docker Hub's, such a name would only be "not found" there.
+_OTHER_SCHEMES = ("atomic", "containers-storage", "dir", "docker-daemon", "ostree", "sif", "tarball")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +108,22 @@ def parse_reference(text: str) -> Reference:
     if colon and scheme == "rootfs":
         _require(bool(rest), text, "a directory must follow rootfs:")
         return RootfsReference(Path(rest))
-    if "://" in text and scheme != "docker":
+    if ("://" in text and scheme != "docker") or (colon and scheme in _OTHER_SCHEMES):
         raise UsageError(
             f"reference {text!r}: unknown scheme {scheme!r}",
             "use docker://, oci:, oci-archive:, docker-archive: or rootfs:",
         )
+    if is_path(text):
+        raise UsageError(
+            f"reference {text!r}: a path alone is no reference",
+            "a layout is oci:DIR, a tar of one oci-archive:FILE, a directory tree rootfs:DIR",
+        )
     return parse_registry_reference(text)
+
+
+def is_path(text: str) -> bool:
+    """Whether a text is written as a path, which no reference is."""
+    return text.startswith(("/", "."))
 
 
 def parse_registry_reference(text: str) -> RegistryReference:
