@@ -89,7 +89,7 @@ def load_config(
     named = file or (Path(environment[FILE_VARIABLE]) if environment.get(FILE_VARIABLE) else None)
     path = named or DEFAULT_FILE
     if named is not None or path.exists():
-        config = _checked(config, _read_toml(path), str(path))
+        config = _checked(config, *_read_toml(path))
         config = replace(config, file=path.absolute())
     names = {"root": "EROFS_LOADER_ROOT", "socket": "EROFS_LOADER_SOCKET"}
     config = _checked(config, {k: environment[v] for k, v in names.items() if environment.get(v)}, "environment")
@@ -107,7 +107,8 @@ def parse_size(value: int | str) -> int:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_toml(path: Path) -> tuple[dict[str, Any], str, dict[str, str]]:
+    """The settings, where they are, and what those of a table are called there."""
     import tomllib
 
     try:
@@ -123,41 +124,46 @@ def _read_toml(path: Path) -> dict[str, Any]:
     document.pop("registry", None)  # loader.registry reads it
     if mistaken := {"file", "given", *(name for name, v in document.items() if isinstance(v, dict))} & {*document}:
         raise UsageError(f"{path}: unknown setting {', '.join(sorted(mistaken))}")
-    return {**document, **fetch}
+    return {**document, **fetch}, str(path), {name: f"fetch.{name}" for name in fetch}
 
 
-def _checked(config: Config, values: Mapping[str, Any], where: str) -> Config:
+def _checked(config: Config, values: Mapping[str, Any], where: str, called: Mapping[str, str] | None = None) -> Config:
+    called = called or {}
     known = {field.name for field in fields(Config)}
-    if unknown := sorted(set(values) - known):
+    if unknown := sorted(called.get(name, name) for name in set(values) - known):
         settings = sorted(known - {"file", "given"})
         raise UsageError(f"{where}: unknown setting {', '.join(unknown)}", hint=f"known: {', '.join(settings)}")
-    return replace(config, **{name: _converted(name, value, where) for name, value in values.items()})
+    checked = {name: _converted(name, value, where, called.get(name, name)) for name, value in values.items()}
+    return replace(config, **checked)
 
 
-def _converted(name: str, value: Any, where: str) -> Any:
+def _converted(name: str, value: Any, where: str, called: str) -> Any:
     if name in ("root", "socket", "file"):
         if not isinstance(value, str | Path | None):
-            raise UsageError(f"{where}: {name} must be a path, not {value!r}")
+            raise UsageError(f"{where}: {called} must be a path, not {value!r}")
         return Path(value).absolute() if value not in (None, "None") else None
     if name == "given":
         return tuple(value)
     if name in ("quota", "readahead"):
-        return None if value is None else parse_size(value)
+        try:
+            return None if value is None else parse_size(value)
+        except UsageError as error:
+            raise UsageError(f"{where}: {called}: {error}", error.hint) from None
     if name in _CHOICES and value not in _CHOICES[name]:
-        raise UsageError(f"{where}: {name} is {value!r}", hint=f"one of {', '.join(_CHOICES[name])}")
-    if name in ("connections", "prefetch_connections") and not (isinstance(value, int) and 1 <= value <= 256):
-        raise UsageError(f"{where}: {name} must be from 1 to 256, not {value!r}")
+        raise UsageError(f"{where}: {called} is {value!r}", hint=f"one of {', '.join(_CHOICES[name])}")
+    if name in ("connections", "prefetch_connections") and not (type(value) is int and 1 <= value <= 256):
+        raise UsageError(f"{where}: {called} must be from 1 to 256, not {value!r}")
     if name == "deadline":
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 86400:
-            raise UsageError(f"{where}: deadline must be seconds, more than 0 and at most 86400, not {value!r}")
+            raise UsageError(f"{where}: {called} must be seconds, more than 0 and at most 86400, not {value!r}")
         return float(value)
     if name == "scrub_days":
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 3650:
-            raise UsageError(f"{where}: scrub_days must be from 0 (never) to 3650, not {value!r}")
+            raise UsageError(f"{where}: {called} must be from 0 (never) to 3650, not {value!r}")
         return float(value)
     if name in ("domain", "page_domain") and not (isinstance(value, str) and DOMAIN.match(value)):
         choice = "auto, off, or a name" if name == "page_domain" else "a name"
-        raise UsageError(f"{where}: {name} is {value!r}", hint=f"{choice} of letters, digits, . _ / : and -")
+        raise UsageError(f"{where}: {called} is {value!r}", hint=f"{choice} of letters, digits, . _ / : and -")
     if name == "insecure" and not isinstance(value, bool):
-        raise UsageError(f"{where}: insecure must be true or false, not {value!r}")
+        raise UsageError(f"{where}: {called} must be true or false, not {value!r}")
     return value

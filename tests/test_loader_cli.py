@@ -45,12 +45,41 @@ def test_options_beat_environment_beats_file_beats_defaults(tmp_path: Path) -> N
         "domain = 3",
         'file = "/x"',
         "[fetsh]\ndeadline = 5",
+        "[fetch]\nconnections = true",
     ],
 )
 def test_mistakes_in_the_file_are_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "c.toml").write_text(text)
     with pytest.raises(UsageError):
         load_config(tmp_path / "c.toml", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[fetch]\nreadahead = 'x'", "fetch.readahead: not a size: 'x'"),
+        ("readahead = 'x'", "readahead: not a size: 'x'"),
+        ("quota = 'x'", "quota: not a size: 'x'"),
+        ("[fetch]\ndeadline = 0", "fetch.deadline must be seconds, more than 0 and at most 86400, not 0"),
+        ("[fetch]\nconnections = 999", "fetch.connections must be from 1 to 256, not 999"),
+        ("[fetch]\nspeed = 1", "unknown setting fetch.speed"),
+    ],
+)
+def test_a_mistake_is_said_with_file_and_key(tmp_path: Path, text: str, problem: str) -> None:
+    (tmp_path / "c.toml").write_text(text)
+    with pytest.raises(UsageError) as caught:
+        load_config(tmp_path / "c.toml", {})
+    assert str(caught.value) == f"{tmp_path}/c.toml: {problem}"
+
+
+@pytest.mark.parametrize("text", ["[registry]\nwhat = 1", "[registry]\ntimeout = 'x'", "[registry.hosts]\na = 1"])
+def test_serve_does_not_start_with_a_mistake_about_registries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setattr("loader.cli.loader_serve.resolved", lambda _: pytest.fail("it went on"))
+    (tmp_path / "c.toml").write_text(text)
+    with pytest.raises(UsageError, match=f"{tmp_path}/c.toml: registry"):
+        CliRunner().invoke(command.cli, ["serve", "--config", str(tmp_path / "c.toml")], catch_exceptions=False)
 
 
 def test_a_missing_file_is_an_error_only_if_it_was_named(tmp_path: Path) -> None:

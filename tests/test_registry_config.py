@@ -70,8 +70,23 @@ def test_insecure_of_the_whole_daemon_counts(tmp_path: Path) -> None:
     ],
 )
 def test_refuses(tmp_path: Path, text: str) -> None:
-    with pytest.raises(UsageError, match="configuration"):
+    with pytest.raises(UsageError, match=f"{tmp_path}/config.toml: "):
         load(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[registry]\nunknown = 1", "registry.unknown: unknown key"),
+        ("[registry]\ntimeout = '5'", "registry.timeout must be a float, not '5'"),
+        ("[registry.hosts.'a.b']\nupload_chunk = -1", 'registry.hosts."a.b".upload_chunk must be positive, not -1'),
+        ("[registry.hosts.'a.b']\nmirrors = [1]", 'registry.hosts."a.b".mirrors must be a list of strings'),
+    ],
+)
+def test_says_where_the_mistake_is(tmp_path: Path, text: str, problem: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(tmp_path, text)
+    assert str(caught.value) == f"{tmp_path}/config.toml: {problem}"
 
 
 def test_places(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from loader.keeper import supervisor
 from loader.keeper.config import KeeperConfig
 from loader.probe import choose, remedy
 from loader.probe import probe as probe_all
+from loader.registry.config import load_registry_config
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ KEEPER_MARGIN = 30.0  # the worker gives up first, and says why
 
 def serve(config: Config) -> int:
     """Become the daemon's supervisor; its exit status."""
+    if config.file:
+        load_registry_config(config.file)  # a mistake stops the first start, and none of a worker's later on
     _require_root("the daemon", "serve")
     logging.basicConfig(
         level=config.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True

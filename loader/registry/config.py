@@ -62,15 +62,15 @@ class RegistryConfig:
         )
 
     @classmethod
-    def from_table(cls, table: Any) -> RegistryConfig:
-        """Read the `[registry]` table; UsageError names an unknown or mistyped key."""
-        values = _checked(table, cls, "registry")
+    def from_table(cls, table: Any, file: Path) -> RegistryConfig:
+        """Read a file's `[registry]` table; UsageError names an unknown or mistyped key."""
+        values = _checked(table, cls, f"{file}: registry")
         hosts = values.pop("hosts", {})
         if not isinstance(hosts, dict):
-            raise UsageError("configuration: registry.hosts must be a table")
+            raise UsageError(f"{file}: registry.hosts must be a table")
         return cls(
             **values,
-            hosts={name: _host_from_table(name, entry) for name, entry in hosts.items()},
+            hosts={name: _host_from_table(entry, f'{file}: registry.hosts."{name}"') for name, entry in hosts.items()},
         )
 
 
@@ -87,8 +87,8 @@ def load_registry_config(path: Path | None = None, environ: Mapping[str, str] = 
     except OSError as error:
         raise UsageError(f"configuration {chosen}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"configuration {chosen}: {error}") from None
-    config = RegistryConfig.from_table(document.get("registry", {}))
+        raise UsageError(f"{chosen}: {error}") from None
+    config = RegistryConfig.from_table(document.get("registry", {}), chosen)
     return replace(config, insecure=True) if document.get("insecure") is True else config
 
 
@@ -98,11 +98,11 @@ def is_loopback(host: str) -> bool:
     return name in ("localhost", "[::1]") or name.startswith("127.")
 
 
-def _host_from_table(name: str, table: Any) -> HostConfig:
-    values = _checked(table, HostConfig, f'registry.hosts."{name}"')
+def _host_from_table(table: Any, where: str) -> HostConfig:
+    values = _checked(table, HostConfig, where)
     mirrors = values.get("mirrors", ())
     if not all(isinstance(mirror, str) for mirror in mirrors):
-        raise UsageError(f'configuration: registry.hosts."{name}".mirrors must be a list of strings')
+        raise UsageError(f"{where}.mirrors must be a list of strings")
     return HostConfig(**{**values, "mirrors": tuple(mirrors)})
 
 
@@ -119,17 +119,18 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 
 def _checked(table: Any, cls: type, where: str) -> dict[str, Any]:
+    """A table's values; `where` is the file and the table's name."""
     if not isinstance(table, dict):
-        raise UsageError(f"configuration: {where} must be a table")
+        raise UsageError(f"{where} must be a table")
     known = {item.name for item in fields(cls)}
     for key, value in table.items():
         if key not in known:
-            raise UsageError(f"configuration: unknown key {where}.{key}", f"known keys: {', '.join(sorted(known))}")
+            raise UsageError(f"{where}.{key}: unknown key", f"known keys: {', '.join(sorted(known))}")
         wrong_bool = isinstance(value, bool) and bool not in _KINDS[key]
         if wrong_bool or not isinstance(value, _KINDS[key]):
-            raise UsageError(f"configuration: {where}.{key} must be a {_KINDS[key][-1].__name__}, not {value!r}")
+            raise UsageError(f"{where}.{key} must be a {_KINDS[key][-1].__name__}, not {value!r}")
         if isinstance(value, int | float) and (
             value < 0 or (value == 0 and key != "upload_chunk" and not isinstance(value, bool))
         ):
-            raise UsageError(f"configuration: {where}.{key} must be positive, not {value!r}")
+            raise UsageError(f"{where}.{key} must be positive, not {value!r}")
     return dict(table)
