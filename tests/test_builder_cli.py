@@ -122,6 +122,38 @@ def test_exit_codes(layout: Layout, arguments: list[str], code: int) -> None:
         assert error["message_type"] == "exit_error" and error["code"] == code
 
 
+@pytest.mark.parametrize("text", ["", "arm64", "linux/", "/arm64", "a/b/c/d", "linux/arm 64", "Linux/AMD64", "all"])
+def test_a_platform_is_written_as_one(layout: Layout, text: str) -> None:
+    for command in (["inspect"], ["check"], ["dump"], ["export"], ["convert"]):
+        if (command, text) == (["convert"], "all"):
+            continue
+        target = [f"oci:{layout.path}:x"] if command[0] in ("export", "convert") else []
+        error = builder(*command, f"oci:{layout.path}:image", *target, "--platform", text, code=2).stderr
+        assert error == f"error: platform {text!r}: expected os/architecture[/variant], e.g. linux/amd64\n"
+
+
+@pytest.mark.parametrize("tag", ["image", "artifact"])
+def test_the_only_one_must_be_of_the_platform(layout: Layout, tag: str) -> None:
+    reference = f"oci:{layout.path}:{tag}"
+    assert not builder("inspect", reference, "--platform", "linux/amd64").stderr
+    for wrong in ("linux/arm64", "linux/amd64/v3", "windows/amd64"):
+        error = builder("inspect", reference, "--platform", wrong, code=10).stderr
+        assert error == f"error: {reference}: the artifact is for linux/amd64, not for {wrong}\n"
+
+
+def test_a_platform_that_nothing_tells_is_warned_of(layout: Layout, tmp_path: Path) -> None:
+    out = f"oci:{tmp_path}/out:t"
+    warning = "nothing says which platform it is for; it is taken for linux/arm64"
+    add_image(layout, [], "silent", platform="/")
+    converted = builder("convert", f"oci:{layout.path}:silent", out, "--platform", "linux/arm64")
+    assert converted.stderr == f"warning: oci:{layout.path}:silent: {warning}\n"
+    builder("convert", f"oci:{layout.path}:image", out)  # whose own platform is in another layout
+    assert builder("inspect", out, "--platform", "linux/arm64").stderr == f"warning: {out}: {warning}\n"
+    said = json.loads(builder("inspect", out, "--platform", "linux/arm64", "--json").stderr)
+    assert said == {"message_type": "warning", "message": f"{out}: {warning}"}
+    assert not builder("inspect", out).stderr
+
+
 def test_an_error_is_a_line_and_its_remedy_another(layout: Layout) -> None:
     missing = builder("check", code=2).stderr.splitlines()
     assert missing == [

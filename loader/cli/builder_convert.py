@@ -13,10 +13,11 @@ from erofs_builder.layer import Options
 from erofs_builder.payload import PAYLOAD_LEVEL
 from loader.artifact import descriptor_to_json
 from loader.cli.bars import progress_bars
-from loader.cli.builder_options import config_option, registry_config
+from loader.cli.builder_options import checked_platforms, config_option, registry_config, warn_of_platform
 from loader.cli.common import human_size, insecure_option, json_option, print_json, print_table, verbose_here_option
 from loader.convert.convert import Converted, ConvertedLayer, Request, Result, lean_memory
 from loader.convert.convert import convert as convert_image
+from loader.convert.source import ALL_PLATFORMS
 
 _UPDATE = 64 << 20  # bytes of each layer: an update is small, and fetched by many
 
@@ -28,7 +29,10 @@ _FINGERPRINTS = {"none": None, "large": LARGE, "all": 1}
 @click.argument("source")
 @click.argument("target")
 @click.option(
-    "--platform", metavar="OS/ARCH", help="Of a multi-platform image; `all` for every one. Default: this machine's."
+    "--platform",
+    metavar="OS/ARCH[/VARIANT]",
+    callback=checked_platforms,
+    help="Of a multi-platform image; `all` for every one. Default: this machine's.",
 )
 @click.option(
     "--base", metavar="REF", help="Leave out what this artifact's (or image's artifact's) blobs hold already."
@@ -92,6 +96,8 @@ def convert(
     )
     request = Request(source, target, platform, base, options, metadata_level, trace)
     result = convert_image(request, registry_config(config, insecure), progress_bars(quiet=as_json))
+    if platform and platform != ALL_PLATFORMS and not result.images[0].platform:
+        warn_of_platform(source, platform)
     if as_json:
         print_json(_document(result))
         return

@@ -120,6 +120,16 @@ def report(error: Exception, as_json: bool = False) -> int:
     return code
 
 
+def warn(message: str) -> None:
+    """Tell on stderr what does not end the command, in the form that its errors have."""
+    context = click.get_current_context(silent=True)
+    as_json = context is not None and context.params.get("as_json")
+    print(
+        json.dumps({"message_type": "warning", "message": message}) if as_json else f"warning: {message}",
+        file=sys.stderr,
+    )
+
+
 def explain(error: Exception) -> tuple[int, str, str | None]:
     """Exit code, message and remedy of an error."""
     if isinstance(error, click.UsageError) and error.ctx is not None:

@@ -16,9 +16,11 @@ from loader.registry.documents import (
     INDEX_TYPES,
     host_platform,
     index_entries,
+    join_platform,
     parse_document,
     platform_text,
     select_platform,
+    suits,
 )
 
 ALL_PLATFORMS = "all"
@@ -50,7 +52,7 @@ class SourceImage:
 
     @property
     def platform_text(self) -> str:
-        return "/".join(str(self.platform[key]) for key in ("os", "architecture", "variant") if self.platform.get(key))
+        return join_platform(self.platform)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ def load_source(source: ImageSource, reference: str, platform: str | None) -> So
     descriptor = source.resolve(reference)
     if descriptor.media_type not in INDEX_TYPES:
         image = _load_image(source, descriptor)
-        if platform not in (None, ALL_PLATFORMS) and image.platform_text and image.platform_text != platform:
+        if platform and platform != ALL_PLATFORMS and image.platform_text and not suits(image.platform_text, platform):
             raise NotFoundError(f"{source}: the image is for {image.platform_text}, not for {platform}")
         return SourceIndex((image,), descriptor)
     what = f"{source}@{descriptor.digest}"

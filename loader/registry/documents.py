@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,7 @@ INDEX_TYPES = (INDEX_TYPE, DOCKER_LIST_TYPE)
 MANIFEST_TYPES = (MANIFEST_TYPE, DOCKER_MANIFEST_TYPE)
 ACCEPT = ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))
 MANIFEST_LIMIT = 4 << 20  # bytes; registries commonly refuse larger ones
+_PLATFORM = re.compile(r"[a-z0-9][a-z0-9._-]*(?:/[a-z0-9][a-z0-9._-]*){1,2}\Z")
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386", "loongarch64": "loong64"}
 
 
@@ -116,21 +118,35 @@ def host_platform() -> str:
 
 def platform_text(descriptor: Descriptor) -> str:
     """A descriptor's platform as os/architecture[/variant], or empty."""
-    platform_ = descriptor.platform or {}
-    parts = [platform_.get("os"), platform_.get("architecture"), platform_.get("variant")]
+    return join_platform(descriptor.platform or {})
+
+
+def join_platform(fields: dict[str, Any]) -> str:
+    """os/architecture[/variant] of a descriptor's platform, or of an image's config; empty where nothing is said."""
+    parts = [fields.get("os"), fields.get("architecture"), fields.get("variant")]
     return "/".join(str(part) for part in parts if part)
+
+
+def check_platform(text: str) -> None:
+    """UsageError for what is no os/architecture[/variant]."""
+    if not _PLATFORM.match(text):
+        raise UsageError(f"platform {text!r}: expected os/architecture[/variant], e.g. linux/amd64")
+
+
+def suits(platform_: str, wanted: str) -> bool:
+    """Whether a platform is the wanted one, or a variant of it where none is said. Of arm64 there is one only."""
+    arm64 = "linux/arm64"
+    return f"{platform_}/".startswith(f"{wanted}/") or (wanted.startswith(arm64) and platform_.startswith(arm64))
 
 
 def select_platform(entries: list[Descriptor], wanted: str, what: str) -> Descriptor:
     """The entry of an index for os/architecture[/variant]; NotFoundError lists what there is instead."""
-    if wanted.count("/") not in (1, 2) or not all(wanted.split("/")):
-        raise UsageError(f"platform {wanted!r}: expected os/architecture[/variant], e.g. linux/amd64")
+    check_platform(wanted)
     for entry in entries:
         if platform_text(entry) == wanted:
             return entry
     for entry in entries:
-        text = platform_text(entry)
-        if text.startswith(wanted + "/") or (wanted.startswith("linux/arm64") and text.startswith("linux/arm64")):
+        if suits(platform_text(entry), wanted):
             return entry
     if len(entries) == 1 and not platform_text(entries[0]):
         return entries[0]
