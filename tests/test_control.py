@@ -173,7 +173,8 @@ def test_who_was_asked_before_the_end_still_answers(tmp_path: Path) -> None:
 def test_no_daemon_is_explained(tmp_path: Path) -> None:
     with pytest.raises(LoaderError, match="no daemon listens") as caught:
         Client(tmp_path / "nothing").request("GET", "/v1/status")
-    assert "serve" in str(caught.value.hint)
+    assert str(caught.value.hint).startswith("systemctl start erofs-loader (or `erofs-loader serve`)")
+    assert caught.value.exit_code == 1
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")

@@ -249,3 +249,13 @@ def test_errors_have_their_exit_codes(tmp_path: Path, registry: FaultyRegistry) 
         assert daemon.run("umount", str(target)).returncode == 10
         assert daemon.run("remove", "nothing").returncode == 10
         assert daemon.run("mount", "docker://UPPER/case", str(target)).returncode == 2
+
+
+def test_errors_say_what_to_do(daemon: Daemon, registry: FaultyRegistry) -> None:
+    image = _image(registry)
+    unknown = daemon.run("prefetch", image)
+    assert (unknown.returncode, unknown.stderr.splitlines()[1]) == (10, f"hint: erofs-loader add {image}")
+    target = daemon.mount(image)
+    busy = daemon.run("mount", image, str(target), "--domain", "another")
+    hint = f"hint: unmount it first: erofs-loader umount {target}"
+    assert (busy.returncode, busy.stderr.splitlines()[1:]) == (14, [hint])

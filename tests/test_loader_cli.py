@@ -14,7 +14,7 @@ from erofs_builder.payload import Form
 from loader.cli import loader as command
 from loader.cli import loader_serve
 from loader.config import Config, load_config, parse_size
-from loader.errors import LoaderError, UsageError
+from loader.errors import BusyError, LoaderError, UsageError
 from loader.probe import Finding
 
 
@@ -158,6 +158,27 @@ def test_add_prints_what_a_mount_by_hand_needs(fake: type[FakeClient]) -> None:
     assert f"mount -t erofs none DIR -o {options}" in output
     assert fake.requests == [("POST", "/v1/images", {"image": "h/r:1", "pinned": True}, None)]
     assert json.loads(_run("add", "h/r:1", "--json")) == added
+
+
+@pytest.mark.parametrize(
+    ("mounts", "hint"),
+    [(["/elsewhere"], None), (["/elsewhere", "a mount"], "unmount it first: erofs-loader umount '{}'")],
+)
+def test_mount_says_how_to_free_a_target_of_ours(
+    fake: type[FakeClient], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mounts: list[str], hint: str | None
+) -> None:
+    target = tmp_path / "a mount"
+    target.mkdir()
+
+    def request(self: FakeClient, method: str, path: str, body: Any = None, query: Any = None) -> Any:
+        if (method, path) == ("POST", "/v1/mounts"):
+            raise BusyError(f"{target}: something is mounted there")
+        return [{"target": str(tmp_path / name)} for name in mounts]
+
+    monkeypatch.setattr(FakeClient, "request", request)
+    with pytest.raises(BusyError) as caught:
+        _run("mount", "h/r:1", str(target))
+    assert caught.value.hint == (hint and hint.format(target))
 
 
 def test_list_is_a_table(fake: type[FakeClient]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from loader.cli.common import (
 )
 from loader.cli.loader_client import Client
 from loader.config import Config, load_config
-from loader.errors import UsageError
+from loader.errors import BusyError, UsageError
 
 if TYPE_CHECKING:
     from erofs_builder.page_trace import PageRun
@@ -111,12 +112,23 @@ def mount(
     """Mount IMAGE (docker://…, oci:DIR[:TAG]) on DIRECTORY."""
     body = {"image": absolute(image), "target": directory} | ({"form": form} if form else {})
     body |= {"domain": domain} if domain else {}
-    mounted = client(context).request("POST", "/v1/mounts", body)
+    daemon = client(context)
+    try:
+        mounted = daemon.request("POST", "/v1/mounts", body)
+    except BusyError as error:
+        error.hint = error.hint or _way_to_free(daemon, directory)
+        raise
     if as_json:
         print_json(mounted)
     else:
         shared = f", pages shared in {mounted['domain']}" if "domain" in mounted else ""
         click.echo(f"{mounted['image']} on {mounted['target']} ({mounted['form']}, {mounted['plane']}{shared})")
+
+
+def _way_to_free(daemon: Client, directory: str) -> str | None:
+    """What to do about a busy target, if it is a mount of the daemon's."""
+    ours = any(mount["target"] == directory for mount in daemon.request("GET", "/v1/mounts"))
+    return f"unmount it first: erofs-loader umount {shlex.quote(directory)}" if ours else None
 
 
 @cli.command()
@@ -280,7 +292,7 @@ def scrub(context: click.Context, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def prefetch(context: click.Context, image: str, paths: tuple[str, ...], form: str | None, as_json: bool) -> None:
-    """Fetch IMAGE, or PATHS in it, before they are read."""
+    """Fetch IMAGE, which was added or mounted before, or PATHS in it, before they are read."""
     body = {"image": absolute(image), "paths": list(paths)} | ({"form": form} if form else {})
     report: dict[str, Any] = {"fetched": 0, "total": 0}
     reports = client(context).stream("/v1/prefetch", body)

@@ -84,7 +84,7 @@ class Client:
         except (FileNotFoundError, ConnectionRefusedError):
             raise LoaderError(
                 f"no daemon listens on {self._path}",
-                hint="start one with `erofs-loader serve`, or name its socket with --socket",
+                hint="systemctl start erofs-loader (or `erofs-loader serve`); --socket names another socket",
             ) from None
         except PermissionError:
             raise LoaderError(f"{self._path}: permission denied", hint="the control socket is root's") from None

@@ -80,7 +80,10 @@ class Api:
     def prefetch(self, image: str, paths: list[str], form: str | None = None) -> Iterator[dict[str, Any]]:
         """Fetch ahead of any reader; reports progress until it is done."""
         service = self._service
-        record = service.images.find(image)
+        try:
+            record = service.images.find(image)
+        except NotFoundError as error:
+            raise NotFoundError(str(error), hint=f"erofs-loader add {image}") from None
         chosen = self._form(form) if form else self._form_at_hand(record.digest)
         return prefetch(record, paths, chosen, service.images, service.mounting, service.flights)
 
