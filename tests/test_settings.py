@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from loader.config import Config, load_config, parse_size
+from loader.registry.config import RegistryConfig, load_registry_config
 from loader.worker.settings import RELOADED, current_settings
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "man" / "erofs-loader.toml.5"
@@ -59,6 +60,27 @@ def test_a_file_that_came_later_counts(tmp_path: Path) -> None:
     (tmp_path / "later.toml").write_text("scrub_days = 1\n[registry]\ntimeout = 8\n")
     config, registries = current_settings(started, tmp_path / "later.toml")
     assert (config.scrub_days, registries.timeout) == (1, 8)
+
+
+def test_the_example_of_the_page_is_the_default(tmp_path: Path) -> None:
+    example = PAGE.read_text().split(".SH EXAMPLE")[1].split(".EX\n")[1].split(".EE")[0]
+    file = tmp_path / "c.toml"
+    file.write_text(example.replace("\\-", "-"))
+    assert load_config(file, {}) == replace(Config(), quota=20 << 30, file=file)
+    registries = load_registry_config(file)
+    assert replace(registries, auth_file=None, hosts={}) == RegistryConfig()
+    assert registries.hosts["docker.io"].mirrors == ("https://mirror.example.org", "10.0.0.5:5000")
+    named = {name for cls in (Config, RegistryConfig) for name in asdict(cls())} - {"file", "given", "hosts"}
+    assert all(re.search(rf"^{name} =", example, re.MULTILINE) for name in named)
+
+
+@pytest.mark.parametrize("text", ["insecure = true", "[registry]\ninsecure = true"])
+def test_both_commands_obey_either_insecure(tmp_path: Path, text: str) -> None:
+    (tmp_path / "tmp").mkdir()
+    file = tmp_path / "c.toml"
+    file.write_text(text)
+    assert load_registry_config(file).insecure
+    assert current_settings(load_config(file, {}, {"root": tmp_path}))[1].insecure
 
 
 def test_the_page_has_every_setting_and_its_default() -> None:
