@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import select
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TypeVar
@@ -116,6 +114,8 @@ def report(error: Exception, as_json: bool = False) -> int:
         if hint:
             print(f"hint: {hint}", file=sys.stderr)
     if code == 1 and not isinstance(error, LoaderError | OSError) and not as_json:
+        import traceback  # for bugs only: a command should start at once
+
         traceback.print_exception(error)
     return code
 
@@ -192,6 +192,8 @@ def verbose_here_option(function: F) -> F:
 
 def _start_log(context: click.Context, _parameter: click.Parameter, count: int) -> None:
     count = context.meta[_VERBOSE] = context.meta.get(_VERBOSE, 0) + count
+    import logging
+
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger().setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(count, 2)])
     logging.getLogger("urllib3").setLevel(logging.WARNING)  # its debug lines quote URLs with secrets
