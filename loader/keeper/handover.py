@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
 import signal
 import socket
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loader.keeper.fdstore import receive_with_fds, send_with_fds
+from loader.keeper.readable import readable
 from loader.keeper.requests import Pending
 from loader.keeper.twin import Twin, fork_twin
 
@@ -70,14 +70,14 @@ def _hold(keeper: Keeper, listener: socket.socket, twin: Twin, until: float) -> 
             for pending in keeper.requests.take_all():
                 keeper.plane.answer_by_presence(pending)
             sources += [kernel, signals]
-        readable, _, _ = select.select(sources, [], [], wait or None)
-        if kernel in readable:
+        ready = readable(sources, wait or None)
+        if kernel in ready:
             _refuse(keeper)
-        if signals in readable and signal.SIGTERM in os.read(signals, 64) and _may_go(keeper):
+        if signals in ready and signal.SIGTERM in os.read(signals, 64) and _may_go(keeper):
             return True
-        if listener.fileno() in readable and _hand_over(keeper, listener):
+        if listener.fileno() in ready and _hand_over(keeper, listener):
             return True
-        if twin.pidfd in readable:
+        if twin.pidfd in ready:
             return False
 
 

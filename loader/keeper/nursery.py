@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import selectors
 import signal
 import socket
@@ -15,6 +14,7 @@ from typing import Protocol
 from loader.keeper.config import KeeperConfig
 from loader.keeper.fdstore import receive_with_fds, send_with_fds
 from loader.keeper.protocol import CONTROL_FD_ENV, NURSERY_FD_ENV, ROOT_ENV, SOCKET_ENV
+from loader.keeper.readable import readable
 
 log = logging.getLogger(__name__)
 _PATIENCE = 2.0  # seconds that a fork may take; it takes milliseconds
@@ -137,7 +137,7 @@ class _Forked:
 
     def wait(self) -> int | None:
         """Until it has ended: its status, if that can be known. To be called once."""
-        select.select([self._pidfd], [], [])
+        readable([self._pidfd])
         os.close(self._pidfd)
         return self._nursery.reap(self.pid)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 from collections.abc import Callable
 from typing import NamedTuple
+
+from loader.keeper.readable import readable
 
 
 class Twin(NamedTuple):
@@ -32,6 +33,6 @@ def fork_twin(let_go: Callable[[], None]) -> Twin | None:
         os.close(parent)
         return Twin(pid, os.pidfd_open(pid))
     let_go()
-    select.select([parent], [], [])
+    readable([parent])
     os.close(parent)
     return None

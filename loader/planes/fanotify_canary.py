@@ -7,9 +7,9 @@ import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from select import select
 
 import fanotify
+from loader.keeper.readable import readable
 from loader.planes.canary import CanaryImage, check_reads, check_sharing, step
 from mounts import mount_erofs, umount2
 from mounts.syscalls import MNT_DETACH
@@ -65,7 +65,7 @@ def _prepared(directory: Path, image: CanaryImage, content: bytes) -> Iterator[t
 
 def _serve(group: int, writer: int, data: bytes, refuse: bool) -> bool:
     """Answer the events of the next moment; whether there were any."""
-    if not select([group], [], [], 0.02)[0]:
+    if not readable([group], 0.02):
         return False
     events = fanotify.read_events(group)
     for event in events:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import select
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -23,6 +22,7 @@ from erofs_builder.payload import Form
 from loader.cache.files import CacheFile
 from loader.cache.state import State
 from loader.errors import LoaderError
+from loader.keeper.readable import readable
 from loader.worker.images import Images
 from loader.worker.objects import Objects
 
@@ -72,7 +72,7 @@ class Complaints:
 
     def _follow(self) -> None:
         while True:
-            select.select([self._fd], [], [])
+            readable([self._fd])
             time.sleep(GATHER)
             try:
                 if inodes := read_complaints(self._fd):
