@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -22,7 +23,7 @@ from loader.keeper.calls import Calls
 from loader.keeper.config import KeeperConfig
 from loader.keeper.fdstore import FdStore, apply, listen_fds, parse_fields, receive_with_fds, to_environment
 from loader.keeper.journal import CAPACITY, Entry, Journal
-from loader.keeper.plane_fanotify import JOURNAL, has_hole, reserve_journaled
+from loader.keeper.plane_fanotify import JOURNAL, FanotifyPlane, has_hole, reserve_journaled
 from loader.keeper.protocol import (
     MAX_PACKET,
     Answer,
@@ -126,6 +127,31 @@ assert all(os.fstat(number).st_rdev == null for number in numbers)
 assert os.dup(0) not in numbers
 """
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parent.parent)
+
+
+@pytest.mark.parametrize("left", [("group",), ("journal",), ("group", "readers")])
+def test_half_a_group_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: tuple[str, ...]) -> None:
+    """A keeper that died before it had stored all: the next one's are kept, and not dropped under the same names."""
+    monkeypatch.setattr("fanotify.init", lambda: os.memfd_create("group"))
+    kept = {name: os.memfd_create(f"old-{name}") for name in left}
+    fds = {name: os.dup(fd) for name, fd in kept.items()}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(str(tmp_path / "notify"))
+        store = FdStore(str(tmp_path / "notify"))
+        plane = FanotifyPlane(store, State.load(tmp_path), RequestTable(), fds)
+        for name in fds:  # as a keeper does
+            store.remove(name)
+        server.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                data, received = receive_with_fds(server, 4096)
+                apply(kept, parse_fields(data), received)
+        store.close()
+    own = plane.handed_down()
+    assert fds == {} and kept.keys() == own.keys() == {"group", "journal", "readers"}
+    assert all(os.path.sameopenfile(kept[name], own[name]) for name in own)
+    for fd in [*kept.values(), *own.values()]:
+        os.close(fd)
 
 
 def test_nothing_to_reserve() -> None:

@@ -49,6 +49,7 @@ class FanotifyPlane:
             self.group, self._journal = fds.pop(GROUP), Journal(fds.pop(JOURNAL))
             self._deny_unjournaled()
         else:
+            self._drop_halves(fds)
             self.group, self._journal = fanotify.init(), Journal.create()
             store.store(GROUP, self.group)
             store.store(JOURNAL, self._journal.fd)
@@ -269,6 +270,16 @@ class FanotifyPlane:
         os.close(fd)
 
     # Taking over
+
+    def _drop_halves(self, fds: dict[str, int]) -> None:
+        """Let go of what is no use alone: the last keeper died before it had stored all three, so nothing was mounted.
+
+        Before the new ones are stored, which have the same names.
+        """
+        for name in (GROUP, JOURNAL, READERS):
+            if name in fds:
+                self._store.remove(name)
+                os.close(fds.pop(name))
 
     def _deny_unjournaled(self) -> None:
         """Deny the events that the last keeper had read, but not yet written down. EROFS asks again for most."""
