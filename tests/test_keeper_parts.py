@@ -17,12 +17,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import cachefiles
 from loader.errors import BusyError, LoaderError
 from loader.keeper import supervisor
 from loader.keeper.calls import Calls
 from loader.keeper.config import KeeperConfig
 from loader.keeper.fdstore import FdStore, apply, listen_fds, parse_fields, receive_with_fds, to_environment
 from loader.keeper.journal import CAPACITY, Entry, Journal
+from loader.keeper.plane_cachefiles import CachefilesPlane
 from loader.keeper.plane_fanotify import JOURNAL, FanotifyPlane, has_hole, reserve_journaled
 from loader.keeper.protocol import (
     MAX_PACKET,
@@ -187,6 +189,76 @@ def test_store_and_remove(tmp_path: Path) -> None:
         store.close()
     store.notify("READY=1")  # closed: no-op
     FdStore(None).store("note", -1)
+
+
+def test_a_receiver_that_has_died(tmp_path: Path) -> None:
+    """The kernel says so in one way once, and in another from then on."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(str(tmp_path / "notify"))
+        mortal, other = FdStore(str(tmp_path / "notify"), mortal=True), FdStore(str(tmp_path / "notify"))
+        late = FdStore(str(tmp_path / "notify"), mortal=True)
+    mortal.beat()
+    mortal.remove("name")
+    other.beat()
+    with pytest.raises(OSError):
+        other.remove("name")
+    assert late._socket is not None
+    with pytest.raises(ConnectionRefusedError):
+        late._socket.send(b"WATCHDOG=1")
+    late.remove("name")
+    other.close()
+
+
+class FullStore(FdStore):
+    """Of a supervisor that is stopped."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.full = False
+
+    def send(self, text: str, fds: list[int] | None = None) -> None:
+        if self.full:
+            raise TimeoutError("timed out")
+
+
+def test_an_object_goes_though_the_store_does_not_take_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a keeper that becomes the supervisor finds a descriptor of no object, and dies as the last that holds."""
+    monkeypatch.setattr("fanotify.init", lambda: os.memfd_create("group"))
+    for name in ("mark_fd", "unmark_fd"):
+        monkeypatch.setattr(f"fanotify.{name}", lambda group, fd: None)
+    (tmp_path / "blobs").mkdir()
+    for name in ("one", "other"):
+        (tmp_path / "blobs" / name).write_bytes(bytes(4096))
+    store = FullStore()
+    plane = FanotifyPlane(store, State.load(tmp_path), RequestTable(), {})
+    item = plane.create("one", str(tmp_path / "blobs/one"), "decoded", 4096)
+    store.full = True
+    plane.release(item.id)
+    with pytest.raises(TimeoutError):
+        plane.create("other", str(tmp_path / "blobs/other"), "decoded", 4096)
+    assert plane.writers == {} == plane._by_inode
+    assert plane.handed_down().keys() == {"group", "journal", "readers"}
+    plane.writers[7] = 7  # of no object, however that came about
+    assert plane.handed_down().keys() == {"group", "journal", "readers"}
+
+
+def test_a_cachefiles_object_and_a_store_that_takes_nothing(tmp_path: Path) -> None:
+    device = os.open(tmp_path / "device", os.O_RDWR | os.O_CREAT | os.O_APPEND)
+    store, requests = FullStore(), RequestTable()
+    config = KeeperConfig(root=tmp_path, plane="cachefiles")
+    plane = CachefilesPlane(config, store, State.load(tmp_path), requests, {"device": device})
+    kept, refused = (
+        plane._open(cachefiles.Open(number, number, os.memfd_create("anonymous"), b"volume", b"cookie"))
+        for number in (1, 2)
+    )
+    assert plane.opened(kept, 4096)
+    store.full = True
+    assert not plane.opened(refused, 4096)
+    assert plane.handed_down().keys() == {"device", f"c{kept.object}"}
+    assert plane._close(1) is not None
+    assert plane.handed_down() == {"device": device} and not plane.writers
+    assert (tmp_path / "device").read_bytes() == b"restorecopen 1,4096copen 2,-5"
+    os.close(device)
 
 
 def test_descriptors_without_a_name_are_closed() -> None:

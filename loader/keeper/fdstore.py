@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
+import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping, MutableMapping
 
+log = logging.getLogger(__name__)
 FDS_ENV = "EROFS_LOADER_FDS"
 MAX_FDS = 253  # SCM_MAX_FD of the kernel
 _SEND_TIMEOUT = 10.0
+_GONE = (errno.ECONNREFUSED, errno.ENOTCONN)  # the receiver has died: the first send, and each one after it
 
 
 class FdStore:
     """The sending end. Without an address everything is a no-op (nobody keeps descriptors then).
 
     `mortal`: the receiving process may have been killed; then too everything is a no-op from there on, and whoever
-    sends has to notice by other means. Else that is a ConnectionRefusedError.
+    sends has to notice by other means. Else that is an OSError.
     """
 
     def __init__(self, address: str | None, *, mortal: bool = False) -> None:
@@ -40,6 +44,13 @@ class FdStore:
     def remove(self, name: str) -> None:
         self.send(f"FDSTOREREMOVE=1\nFDNAME={name}")
 
+    def discard(self, name: str) -> None:
+        """`remove` that must not fail. A name that stays is no object's, and goes when the next keeper starts."""
+        try:
+            self.remove(name)
+        except OSError as error:
+            log.error("descriptor store: %s stays: %s", name, error)
+
     def notify(self, text: str) -> None:
         """A state change such as READY=1. Nobody to tell is not an error."""
         with contextlib.suppress(OSError):
@@ -48,7 +59,7 @@ class FdStore:
     def beat(self) -> None:
         """A sign of life. Never waits: a stopped supervisor must not stop its keeper."""
         if self._socket is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError), self._survived():
                 self._socket.send(b"WATCHDOG=1", socket.MSG_DONTWAIT)
 
     def send(self, text: str, fds: list[int] | None = None) -> None:
@@ -60,8 +71,8 @@ class FdStore:
     def _survived(self) -> Iterator[None]:
         try:
             yield
-        except ConnectionRefusedError:
-            if not self._mortal:
+        except OSError as error:
+            if not self._mortal or error.errno not in _GONE:
                 raise
             self.close()
 

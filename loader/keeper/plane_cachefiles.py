@@ -49,8 +49,7 @@ class CachefilesPlane:
 
     def handed_down(self) -> dict[str, int]:
         """What another keeper needs to go on, by the names it looks for."""
-        writers = {self._state.objects[number].store_name: fd for number, fd in self.writers.items()}
-        return {DEVICE: self.device} | writers
+        return {DEVICE: self.device} | self._state.writers_by_name(self.writers)
 
     def _bind(self, config: KeeperConfig) -> int:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -137,9 +136,10 @@ class CachefilesPlane:
         Its descriptor is safe in the store before the kernel goes on, for the kernel drops an object without one.
         """
         item = self._state.objects[pending.object]
+        if size >= 0 and not self._keep(item):
+            size = -errno.EIO
         if size >= 0:
             item.size = size
-            self._store.store(item.store_name, self.writers[item.id])
             self._state.save()
         else:
             self.counters["refused"] += 1
@@ -153,6 +153,15 @@ class CachefilesPlane:
             return False
         item.open = True
         self._state.save()
+        return True
+
+    def _keep(self, item: Object) -> bool:
+        """Have an object's descriptor kept; a supervisor that is stopped does not take it, and the OPEN fails."""
+        try:
+            self._store.store(item.store_name, self.writers[item.id])
+        except OSError as error:
+            log.error("object %d is not kept: %s", item.id, error)
+            return False
         return True
 
     def answer(self, pending: Pending, error: int) -> None:
@@ -203,8 +212,8 @@ class CachefilesPlane:
             return None
         if self._by_kernel_id.get(item.kernel_id) == object_id:
             del self._by_kernel_id[item.kernel_id]
-        self._state.save()
-        self._store.remove(item.store_name)
         os.close(self.writers.pop(object_id))
         self._requests.take_object(object_id)
+        self._state.save()
+        self._store.discard(item.store_name)
         return item

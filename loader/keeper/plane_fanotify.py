@@ -68,8 +68,8 @@ class FanotifyPlane:
 
     def handed_down(self) -> dict[str, int]:
         """What another keeper needs to go on, by the names it looks for."""
-        writers = {self._state.objects[number].store_name: fd for number, fd in self.writers.items()}
-        return {GROUP: self.group, JOURNAL: self._journal.fd, READERS: self._readers.fd} | writers
+        own = {GROUP: self.group, JOURNAL: self._journal.fd, READERS: self._readers.fd}
+        return own | self._state.writers_by_name(self.writers)
 
     # Objects
 
@@ -90,7 +90,7 @@ class FanotifyPlane:
         except BaseException:
             os.close(writer)
             del self._state.objects[item.id]
-            self._store.remove(item.store_name)
+            self._store.discard(item.store_name)
             self._state.save()
             raise
         self._attach(item, writer)
@@ -159,11 +159,11 @@ class FanotifyPlane:
 
     def _forget(self, item: Object, writer: int) -> None:
         del self._state.objects[item.id]
-        self._state.save()
-        self._store.remove(item.store_name)
         self._presence.pop(item.id, None)
         self._by_inode.pop(_inode(writer), None)
         os.close(self.writers.pop(item.id))
+        self._state.save()
+        self._store.discard(item.store_name)
 
     def _is_file(self, item: Object) -> bool:
         """Whether an object's writer is the file that its path names now."""

@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -225,6 +225,10 @@ class State:
         self.next_object += 1
         self.objects[made.id] = made
         return made
+
+    def writers_by_name(self, writers: Mapping[int, int]) -> dict[str, int]:
+        """The objects' descriptors by their names in the store, for whoever goes on with them."""
+        return {self.objects[number].store_name: fd for number, fd in writers.items() if number in self.objects}
 
     def drop_gone_mounts(self, targets: set[str]) -> None:
         """Forget mounts whose target is not among `targets` any more."""
