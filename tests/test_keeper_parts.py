@@ -270,11 +270,26 @@ def test_descriptors_without_a_name_are_closed() -> None:
 
 def test_listen_fds() -> None:
     first, second = os.memfd_create("a"), os.memfd_create("b")
-    environment = {"EROFS_LOADER_FDS": to_environment({"group": first, "f12": second}), "LISTEN_PID": "1"}
+    environment = to_environment({"group": first, "f12": second}) | {"LISTEN_PID": "1"}
+    assert environment["EROFS_LOADER_FDS"] == f"group:{first},f12:{second}"
     assert listen_fds(environment, os.getpid()) == {"group": first, "f12": second}
     assert environment == {}
     os.close(first)
     os.close(second)
+
+
+@pytest.mark.parametrize("count", [2000, 2001, 65536])
+def test_many_fds_fit_into_an_environment(count: int) -> None:
+    script = f"""
+import os
+from loader.keeper.fdstore import listen_fds
+os.set_inheritable = lambda fd, inheritable: None
+found = listen_fds(os.environ, os.getpid())
+assert found == {{f"f{{1000000 + number}}": number for number in range({count})}}, len(found)
+assert not [name for name in os.environ if "FDS" in name]
+"""
+    environment = os.environ | to_environment({f"f{1000000 + number}": number for number in range(count)})
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parent.parent, env=environment)
 
 
 def test_listen_fds_of_systemd() -> None:

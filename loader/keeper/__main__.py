@@ -10,7 +10,7 @@ import sys
 from typing import NoReturn
 
 from loader.keeper.config import CONFIG_ENV, STORED_ENV, SUPERVISOR_ENV, KeeperConfig
-from loader.keeper.fdstore import FDS_ENV, FdStore, listen_fds, to_environment
+from loader.keeper.fdstore import FdStore, listen_fds, to_environment
 from loader.keeper.journal import CAPACITY
 from loader.keeper.keeper import CONTROL, LOCK, Keeper
 from loader.keeper.plane_fanotify import reserve_journaled
@@ -67,7 +67,7 @@ def orphaned(keeper: Keeper) -> NoReturn:
         fds[LOCK] = keeper.lock
     for fd in fds.values():
         os.set_inheritable(fd, True)
-    environment = os.environ | {FDS_ENV: to_environment(fds)}
+    environment = os.environ | to_environment(fds)
     environment.pop("NOTIFY_SOCKET", None)
     environment.pop(SUPERVISOR_ENV, None)
     os.execve(sys.executable, [sys.executable, "-m", "loader.keeper.supervisor"], environment)

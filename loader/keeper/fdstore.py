@@ -1,7 +1,7 @@
 """Descriptors that outlive a process: systemd's descriptor store protocol (sd_notify(3), sd_listen_fds(3)), both ends.
 
 The keeper sends every descriptor it cannot lose to NOTIFY_SOCKET; the supervisor keeps them (and passes them on to
-systemd, where there is one) and hands them to the next keeper by number and name in one environment variable.
+systemd, where there is one) and hands them to the next keeper by number and name in environment variables.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 log = logging.getLogger(__name__)
 FDS_ENV = "EROFS_LOADER_FDS"
 MAX_FDS = 253  # SCM_MAX_FD of the kernel
+_FDS_AT_ONCE = 2000  # of one variable
 _SEND_TIMEOUT = 10.0
 _GONE = (errno.ECONNREFUSED, errno.ENOTCONN)  # the receiver has died: the first send, and each one after it
 
@@ -121,8 +122,10 @@ def apply(fds: MutableMapping[str, int], fields: Mapping[str, str], received: li
 
 def listen_fds(environment: MutableMapping[str, str], pid: int) -> dict[str, int]:
     """The descriptors handed down, by name: by our supervisor, or by systemd. The variables are removed."""
-    text = environment.pop(FDS_ENV, "")
-    found = {name: int(number) for name, _, number in (item.partition(":") for item in text.split(",") if item)}
+    items: list[str] = []
+    while text := environment.pop(_fds_variable(len(items) // _FDS_AT_ONCE), ""):
+        items += text.split(",")
+    found = {name: int(number) for name, _, number in (item.partition(":") for item in items)}
     count = environment.pop("LISTEN_FDS", "")
     names = environment.pop("LISTEN_FDNAMES", "").split(":")
     if environment.pop("LISTEN_PID", "") == str(pid) and count.isdigit():
@@ -132,6 +135,14 @@ def listen_fds(environment: MutableMapping[str, str], pid: int) -> dict[str, int
     return found
 
 
-def to_environment(fds: Mapping[str, int]) -> str:
-    """The value of FDS_ENV for a child that inherits `fds`."""
-    return ",".join(f"{name}:{fd}" for name, fd in fds.items())
+def to_environment(fds: Mapping[str, int]) -> dict[str, str]:
+    """The variables for a child that inherits `fds`. Several, if there are many: each may have 128 KiB."""
+    items = [f"{name}:{fd}" for name, fd in fds.items()]
+    return {
+        _fds_variable(start // _FDS_AT_ONCE): ",".join(items[start : start + _FDS_AT_ONCE])
+        for start in range(0, len(items), _FDS_AT_ONCE)
+    }
+
+
+def _fds_variable(number: int) -> str:
+    return f"{FDS_ENV}_{number}" if number else FDS_ENV

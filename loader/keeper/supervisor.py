@@ -25,7 +25,7 @@ from pathlib import Path
 from loader.errors import BusyError, LoaderError
 from loader.keeper import fence, handover
 from loader.keeper.config import CONFIG_ENV, STORED_ENV, SUPERVISOR_ENV, KeeperConfig
-from loader.keeper.fdstore import FDS_ENV, FdStore, apply, listen_fds, parse_fields, receive_with_fds, to_environment
+from loader.keeper.fdstore import FdStore, apply, listen_fds, parse_fields, receive_with_fds, to_environment
 from loader.keeper.host import Host, find_host
 from loader.keeper.keeper import CONTROL, LOCK, SIGNALS
 from loader.keeper.plane_cachefiles import DEVICE
@@ -111,13 +111,16 @@ class Supervisor:
     def _run_keeper(self) -> int:
         """One keeper, from its start to its end: its exit status."""
         inherited = self._fds | {LOCK: self._lock} | self._host.handed_down()
-        environment = os.environ | {
-            CONFIG_ENV: self._config.to_json(),
-            FDS_ENV: to_environment(inherited),
-            "NOTIFY_SOCKET": str(self._address),
-            SUPERVISOR_ENV: str(os.getpid()),
-            STORED_ENV: "1" if self._stored else "",
-        }
+        environment = (
+            os.environ
+            | to_environment(inherited)
+            | {
+                CONFIG_ENV: self._config.to_json(),
+                "NOTIFY_SOCKET": str(self._address),
+                SUPERVISOR_ENV: str(os.getpid()),
+                STORED_ENV: "1" if self._stored else "",
+            }
+        )
         command = [sys.executable, "-m", "loader.keeper"]
         self._keeper = subprocess.Popen(
             command,
