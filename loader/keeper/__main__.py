@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import sys
+import time
 from typing import NoReturn
 
 from loader.keeper.config import CONFIG_ENV, STORED_ENV, SUPERVISOR_ENV, KeeperConfig
@@ -17,6 +18,8 @@ from loader.keeper.plane_fanotify import reserve_journaled
 
 NO_KERNEL_SUPPORT = 13
 log = logging.getLogger("loader.keeper")
+_EXECS = 20  # tries to become the supervisor
+_PAUSE = 0.5  # seconds between them
 _MISSING = (errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -70,7 +73,14 @@ def orphaned(keeper: Keeper) -> NoReturn:
     environment = os.environ | to_environment(fds)
     environment.pop("NOTIFY_SOCKET", None)
     environment.pop(SUPERVISOR_ENV, None)
-    os.execve(sys.executable, [sys.executable, "-m", "loader.keeper.supervisor"], environment)
+    for _ in range(_EXECS):
+        try:
+            os.execve(sys.executable, [sys.executable, "-m", "loader.keeper.supervisor"], environment)
+        except OSError as error:  # no memory; or this Python is being replaced, or was removed
+            log.error("%s: %s", sys.executable, error)
+            time.sleep(_PAUSE)
+    keeper.park()  # the last that holds must not end
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,11 @@ def _may_go(keeper: Keeper) -> bool:
     """Whether no mount is left whose holes would be read as zeros without us; so it is when the machine shuts down,
     which would otherwise wait for this process until its patience ends."""
     state = keeper.state
-    state.drop_gone_mounts(keeper.host.erofs_targets())
+    try:
+        state.drop_gone_mounts(keeper.host.erofs_targets())
+    except OSError as error:
+        log.error("the machine's mounts: %s", error)
+        return False
     used = {number for record in state.mounts.values() for number in record.objects}
     if any(item.holes_read_as_zeros for number, item in state.objects.items() if number in used):
         log.warning("incomplete mounts are still there: staying, to refuse what is missing")

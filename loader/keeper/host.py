@@ -7,6 +7,7 @@ enter it; all else, and above all the worker, stays in the unit's namespace.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable
@@ -31,7 +32,8 @@ class Host:
             enter_mount_namespace(self.namespace)
 
     def call(self, function: Callable[[], T]) -> T:
-        """What the function returns or raises, called where the machine's mounts are."""
+        """What the function returns or raises, called where the machine's mounts are. OSError EAGAIN: there is no room
+        for the thread that this takes."""
         if self.namespace is None:
             return function()
         results: list[T] = []
@@ -44,9 +46,7 @@ class Host:
             except BaseException as error:
                 failures.append(error)
 
-        thread = threading.Thread(target=body)
-        thread.start()
-        thread.join()
+        start_thread(body).join()
         if failures:
             raise failures[0]
         return results[0]
@@ -58,6 +58,16 @@ class Host:
     def handed_down(self) -> dict[str, int]:
         """For another process of this daemon."""
         return {} if self.namespace is None else {NAMESPACE: self.namespace}
+
+
+def start_thread(body: Callable[[], None]) -> threading.Thread:
+    """A thread that has begun. OSError EAGAIN where there is no room for one more: Python says RuntimeError."""
+    thread = threading.Thread(target=body, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise OSError(errno.EAGAIN, str(error)) from None
+    return thread
 
 
 def find_host(fds: dict[str, int]) -> Host:

@@ -241,14 +241,22 @@ class Keeper:
     def _have_workers(self, now: float) -> None:
         can_start = not self.nursery.loading  # else there will be one at less cost in a moment
         if self.worker is None and now >= self._start_at and (self.standby or can_start):
-            self._promote(self.standby or self._start_worker())
-            self.standby = None
-            self._standby_at = now + _STANDBY_DELAY
+            worker = self.standby or self._start_worker()
+            if worker is not None:
+                self._promote(worker)
+                self.standby = None
+                self._standby_at = now + _STANDBY_DELAY
         elif self.config.standby and self.worker and self.standby is None and now >= self._standby_at and can_start:
             self.standby = self._start_worker()
 
-    def _start_worker(self) -> Worker:
-        worker = Worker(self.config, self.control, self.nursery)
+    def _start_worker(self) -> Worker | None:
+        """None, and a pause until the next try, where the machine has no room for one more process."""
+        try:
+            worker = Worker(self.config, self.control, self.nursery)
+        except OSError as error:
+            self._start_at = self._standby_at = time.monotonic() + self._backoff.wait(died_young=True)
+            log.error("a worker cannot be started: %s", error)
+            return None
         self._register(worker.sock, lambda: self._on_writable_or_readable(worker))
         return worker
 

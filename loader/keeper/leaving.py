@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from loader.keeper.keeper import Keeper
 
 log = logging.getLogger(__name__)
+_PAUSE = 0.5  # seconds before another try
 _PATIENCE = 10.0  # seconds that a worker has to leave
 
 
@@ -28,6 +29,7 @@ class Leaving:
         self._keeper, self._mode = keeper, mode
         self._kill_at = time.monotonic() + _PATIENCE
         self._unmounting: list[str] | None = None
+        self._again_at = 0.0  # what found no room for a thread is tried again
         self.done = False
         keeper.drop_standby()
         if keeper.worker is not None:
@@ -49,6 +51,8 @@ class Leaving:
             keeper.fail_all()
         if keeper.background.running:
             keeper.fail_openings()
+            return
+        if time.monotonic() < self._again_at:
             return
         if self._mode == "umount" and self._unmount_next():
             return
@@ -87,14 +91,17 @@ class Leaving:
         """Start to unmount one more; false when all were tried."""
         if self._unmounting is None:
             self._unmounting = list(self._keeper.state.mounts)
-        if not self._unmounting:
+        unmounting = self._unmounting
+        if not unmounting:
             return False
-        target = self._unmounting.pop()
+        target = unmounting.pop()
 
         def ended(failure: OSError | None) -> None:
             if failure is not None and failure.errno == errno.EBUSY:
                 log.warning("%s is busy: unmounted lazily; what is missing in it will be errors", target)
                 self._keeper.mounter.umount({"target": target, "lazy": True}, lambda failure: None)
+            elif failure is not None and self._is_for_later(failure):
+                unmounting.append(target)
             elif failure is not None:
                 log.error("%s", failure)
 
@@ -110,11 +117,20 @@ class Leaving:
         def ended(failure: OSError | None) -> None:
             if failure is not None:
                 log.error("fence: %s", failure)
+                if self._is_for_later(failure):
+                    return
             for item in unguarded:
                 item.mounted = False
             keeper.state.save()
 
         keeper.background.run(lambda: fence.truncate(unguarded), ended)
+
+    def _is_for_later(self, failure: OSError) -> bool:
+        """Whether there was only no room for a thread; then the next step waits a moment."""
+        if failure.errno != errno.EAGAIN:
+            return False
+        self._again_at = time.monotonic() + _PAUSE
+        return True
 
     def _forget_unused(self) -> None:
         """Leave no record of objects that nothing uses: a start after this one must not fence them."""

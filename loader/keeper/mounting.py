@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import queue
 import threading
@@ -13,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from loader.keeper.bounds import check_mount
-from loader.keeper.host import Host
+from loader.keeper.host import Host, start_thread
 from loader.keeper.state import MountRecord, State
 from mounts import mount_erofs, umount2
 from mounts.readahead import backing_devices, restore_readahead, set_readahead
 from mounts.syscalls import MNT_DETACH
 
+log = logging.getLogger(__name__)
 Done = Callable[[OSError | None], None]
 
 
@@ -32,7 +34,10 @@ class Background:
         self.running = 0
 
     def run(self, call: Callable[[], None], done: Done) -> None:
-        """Run `call` among the machine's mounts; `done` gets its error, or None, in the thread that calls `finish`."""
+        """Run `call` among the machine's mounts; `done` gets its error, or None, in the thread that calls `finish`.
+
+        Its error is EAGAIN where there is no room for a thread.
+        """
 
         def body() -> None:
             failure: OSError | None = None
@@ -43,11 +48,17 @@ class Background:
                 failure = error
             except Exception as error:
                 failure = OSError(errno.EINVAL, repr(error))
-            self._ended.put((done, failure))
-            os.eventfd_write(self.wake, 1)
+            self._end(done, failure)
 
         self.running += 1
-        threading.Thread(target=body, daemon=True).start()
+        try:
+            start_thread(body)
+        except OSError as error:
+            self._end(done, error)
+
+    def _end(self, done: Done, failure: OSError | None) -> None:
+        self._ended.put((done, failure))
+        os.eventfd_write(self.wake, 1)
 
     def finish(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -134,7 +145,10 @@ class Mounter:
             kib = set_readahead(device, 0)
             timer = threading.Timer(seconds, self._host.call, [partial(restore_readahead, device, kib)])
             timer.daemon = True
-            timer.start()
+            try:
+                timer.start()
+            except RuntimeError:  # no room for a thread
+                restore_readahead(device, kib)
 
     def umount(self, arguments: dict[str, Any], done: Done) -> None:
         """See protocol.CALLS["umount"]."""
@@ -160,8 +174,11 @@ class Mounter:
         self._state.save()
 
     def refresh(self) -> None:
-        """Forget the mounts that are gone, whoever unmounted them."""
+        """Forget the mounts that are gone, whoever unmounted them. If they cannot be seen now, the next time."""
         before = len(self._state.mounts)
-        self._state.drop_gone_mounts(self._host.erofs_targets() | self._under_way)
+        try:
+            self._state.drop_gone_mounts(self._host.erofs_targets() | self._under_way)
+        except OSError as error:
+            log.error("the machine's mounts: %s", error)
         if len(self._state.mounts) != before:
             self._state.save()

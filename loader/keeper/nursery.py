@@ -52,14 +52,17 @@ class Nursery:
     def tend(self) -> None:
         """Have one."""
         if self._config.nursery and self._sock is None and time.monotonic() >= self._start_at:
-            self._start()
+            try:
+                self._start()
+            except OSError as error:  # the machine has no room for one more process now
+                self._failed(error)
 
     def _start(self) -> None:
         self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._sock.settimeout(_PATIENCE)
-        self._selector.register(self._sock, selectors.EVENT_READ, self._heard)
-        self._loaded_at = time.monotonic() + _LOADING
         with theirs:
+            self._sock.settimeout(_PATIENCE)
+            self._selector.register(self._sock, selectors.EVENT_READ, self._heard)
+            self._loaded_at = time.monotonic() + _LOADING
             self._process = subprocess.Popen(
                 self._config.nursery,
                 env=worker_environment(self._config, self._control) | {NURSERY_FD_ENV: str(theirs.fileno())},

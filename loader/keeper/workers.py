@@ -127,7 +127,7 @@ class Worker:
 
 
 def _launch(config: KeeperConfig, control_fd: int, nursery: Nursery | None) -> tuple[socket.socket, Process]:
-    """A new worker: our end of its socket, and the process.
+    """A new worker: our end of its socket, and the process. OSError: it cannot be started.
 
     A nursery that fails may have forked one all the same. That one must not share a socket with the one that is
     started in its place, or each would get half of the packets: its own closes here, and so it ends.
@@ -139,8 +139,12 @@ def _launch(config: KeeperConfig, control_fd: int, nursery: Nursery | None) -> t
                 return ours, forked
         ours.close()
     ours, theirs = _socketpair()
-    with theirs:
-        return ours, _start(config, control_fd, theirs.fileno())
+    try:
+        with theirs:
+            return ours, _start(config, control_fd, theirs.fileno())
+    except OSError:
+        ours.close()
+        raise
 
 
 def _start(config: KeeperConfig, control_fd: int, theirs: int) -> subprocess.Popen[bytes]:
