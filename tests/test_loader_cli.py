@@ -234,7 +234,7 @@ def test_what_mounts_says_that_it_must_run_as_root(name: str, tmp_path: Path, mo
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(LoaderError, match="must run as root") as caught:
         if name == "serve":
-            loader_serve.serve(Config(root=tmp_path))
+            loader_serve.serve(lambda: Config(root=tmp_path))
         else:
             loader_serve.probe(Config(root=tmp_path), as_json=False)
     assert caught.value.hint == f"sudo erofs-loader {name}"

@@ -17,3 +17,17 @@ def test_exposure() -> None:
     assert found, done.stdout + done.stderr
     assert float(found[1]) <= 3.0
     assert "ignoring" not in done.stderr
+
+
+def test_it_never_gives_up() -> None:
+    """A unit that failed has its descriptor store closed, on which mounts depend."""
+    head, _, service = UNIT.read_text().partition("[Service]")
+    assert "\nStartLimitIntervalSec=0\n" in head
+    assert "\nRestart=always\n" in service
+
+
+def test_systemd_understands_it() -> None:
+    command = ["systemd-analyze", "verify", "--man=no", str(UNIT)]
+    said = subprocess.run(command, capture_output=True, text=True).stderr.splitlines()
+    wrong = [line for line in said if UNIT.name in line and "is not executable" not in line]  # it may not be installed
+    assert not wrong

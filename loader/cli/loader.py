@@ -92,8 +92,7 @@ def serve(context: click.Context, /, insecure: bool, **options: Any) -> None:
     """Run the daemon in the foreground."""
     from loader.cli.loader_serve import serve as run_daemon
 
-    config = settings(context, insecure=insecure or None, **options)
-    context.exit(run_daemon(config))
+    context.exit(run_daemon(lambda: settings(context, insecure=insecure or None, **options)))
 
 
 @cli.command()

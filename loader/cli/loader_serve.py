@@ -7,6 +7,7 @@ import logging
 import os
 import stat
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +17,12 @@ from erofs_builder.payload import Form
 from loader.cache.layout import replace_file
 from loader.cache.ready import boot_id
 from loader.cli.common import print_json, print_table
+from loader.cli.loader_settled import settled
 from loader.config import SETTINGS_VARIABLE, Config
 from loader.errors import KernelSupportError, LoaderError, UsageError
 from loader.keeper import supervisor
 from loader.keeper.config import KeeperConfig
+from loader.keeper.fdstore import listen_fds
 from loader.probe import choose, remedy
 from loader.probe import probe as probe_all
 from loader.registry.config import load_registry_config
@@ -31,15 +34,10 @@ NURSERY = (sys.executable, "-m", "loader.worker.nursery")
 KEEPER_MARGIN = 30.0  # the worker gives up first, and says why
 
 
-def serve(config: Config) -> int:
-    """Become the daemon's supervisor; its exit status."""
-    if config.file:
-        load_registry_config(config.file)  # a mistake stops the first start, and none of a worker's later on
-    _require_root("the daemon", "serve")
-    logging.basicConfig(
-        level=config.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
-    )
-    config = resolved(config)
+def serve(configured: Callable[[], Config]) -> int:
+    """Become the daemon's supervisor; its exit status. `configured` reads the configuration, or raises."""
+    _log_from("info")
+    config = settled(lambda: _working(configured()), listen_fds(dict(os.environ), os.getpid()))
     keeper = KeeperConfig(
         root=config.root,
         socket=config.socket,
@@ -50,6 +48,21 @@ def serve(config: Config) -> int:
         worker_env={SETTINGS_VARIABLE: config.encode()},
     )
     return supervisor.run(keeper)
+
+
+def _log_from(level: str) -> None:
+    logging.basicConfig(
+        level=level.upper(), format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
+    )
+
+
+def _working(config: Config) -> Config:
+    """The same, checked and with plane and form."""
+    if config.file:
+        load_registry_config(config.file)  # a mistake stops the first start, and none of a worker's later on
+    _require_root("the daemon", "serve")
+    _log_from(config.log_level)
+    return resolved(config)
 
 
 def _require_root(who: str, command: str) -> None:

@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from loader.errors import BusyError, LoaderError
@@ -52,8 +53,8 @@ def run(config: KeeperConfig) -> int:
         lock = _lock(config.root)
     for name, fd in handover.take_over(config.root).items():
         apply(fds, {"FDSTORE": "1", "FDNAME": name}, [fd])
-    _check_plane(config, fds)
-    if not _guarded(fds):
+    check_plane(config.plane, fds)
+    if not guarded(fds):
         fence.fence_unguarded(State.load(config.root), host)
     if CONTROL in fds and not config.socket.is_socket():  # nobody finds a listener whose name is gone
         FdStore(os.environ.get("NOTIFY_SOCKET")).remove(CONTROL)
@@ -79,7 +80,7 @@ class Supervisor:
         self._heard = 0.0
         self._served = math.inf  # since when this keeper serves
         self._ready = self._parked = self._stopping = False
-        self._took_over = _guarded(fds)  # mounts depend on what we hold: giving up would let their holes be read
+        self._took_over = guarded(fds)  # mounts depend on what we hold: giving up would let their holes be read
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._notify, selectors.EVENT_READ, self._on_notify)
         self._wakeup = socket.socketpair()
@@ -229,16 +230,18 @@ def _lock(root: Path) -> int:
             time.sleep(0.05)
 
 
-def _guarded(fds: dict[str, int]) -> bool:
+def guarded(fds: Mapping[str, int]) -> bool:
+    """Whether these are what mounts of an earlier start depend on."""
     return (GROUP in fds and JOURNAL in fds) or DEVICE in fds
 
 
-def _check_plane(config: KeeperConfig, fds: dict[str, int]) -> None:
-    held = "fanotify" if GROUP in fds else "cachefiles" if DEVICE in fds else config.plane
-    if held == config.plane:
+def check_plane(plane: str, fds: Mapping[str, int]) -> None:
+    """LoaderError: they are another plane's."""
+    held = "fanotify" if GROUP in fds else "cachefiles" if DEVICE in fds else plane
+    if held == plane:
         return
     raise LoaderError(
-        f"mounts of plane {held} are still held, cannot serve plane {config.plane}",
+        f"mounts of plane {held} are still held, cannot serve plane {plane}",
         "start with the plane of before, stop with --on-stop umount, then change it",
     )
 

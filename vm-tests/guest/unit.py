@@ -10,6 +10,7 @@ from product import REPOSITORY, loader_json
 NAME = "erofs-loader.service"
 PROGRAM = Path("/usr/bin/erofs-loader")
 STATE = Path("/var/lib/erofs-loader")
+CONFIGURATION = Path("/etc/erofs-loader/config.toml")
 WRAPPER = """#!/bin/sh
 export PYTHONPATH={tree}
 exec {python} -c 'import sys; from loader.cli.loader import main; sys.exit(main())' "$@"
@@ -28,9 +29,8 @@ def install(guest, watchdog=10):
     drop_in = Path(f"/etc/systemd/system/{NAME}.d/test.conf")
     drop_in.parent.mkdir()
     drop_in.write_text(DROP_IN.format(watchdog=watchdog) + SHOWN)
-    configuration = Path("/etc/erofs-loader/config.toml")
-    configuration.parent.mkdir(exist_ok=True)
-    configuration.write_text(
+    CONFIGURATION.parent.mkdir(exist_ok=True)
+    CONFIGURATION.write_text(
         f'plane = "{guest.task["plane"]}"\nform = "{guest.task["form"]}"\ninsecure = true\n[fetch]\ndeadline = 60.0\n'
     )
     for place in (DISK / "state", STATE):

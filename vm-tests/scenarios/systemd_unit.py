@@ -2,13 +2,14 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 SYSTEMD = True
 NATIVE = False
 ONCE = "plane"
 BOOTS = ("under_load",)
-LIMIT = 480
+LIMIT = 600
 EXPOSURE = 3.0
 
 
@@ -51,6 +52,23 @@ def under_load(guest):
         loader("status")
     with guest.step("SIGKILL the main process"):
         _replaced(unit, wait_for, lambda pid: os.kill(pid, signal.SIGKILL))
+    with guest.step("SIGKILL the main process, six times with a second between"):
+        for _ in range(6):
+            wait_for(unit.main_pid, 30, "the unit was given up", pause=0.2)
+            os.kill(unit.main_pid(), signal.SIGKILL)
+            time.sleep(1)
+        _active(unit, wait_for)
+        loader("status")
+        guest.fact("restarts", int(unit.show("NRestarts")))
+    with guest.step("SIGKILL the main process with a mistake in the configuration"):
+        right = unit.CONFIGURATION.read_text()
+        unit.CONFIGURATION.write_text("deadline = [")
+        before = unit.main_pid()
+        os.kill(before, signal.SIGKILL)
+        _active(unit, wait_for, before)
+        unit.CONFIGURATION.write_text(right)
+        loader("status")
+        expect("started with the settings of before" in unit.journal(200), unit.journal())
     with guest.step("the watchdog ends a main process that hangs"):
         _replaced(unit, wait_for, lambda pid: os.kill(pid, signal.SIGSTOP))
     with guest.step("upgrade to another build"):
@@ -76,10 +94,14 @@ def _replaced(unit, wait_for, harm):
 
     before = unit.main_pid()
     harm(before)
+    _active(unit, wait_for, before)
+    loader("status")
+
+
+def _active(unit, wait_for, before=0):
     wait_for(
         lambda: unit.main_pid() not in (0, before) and unit.show("ActiveState") == "active",
         90,
         "the unit did not come back",
         pause=0.5,  # each look is a program of systemd's
     )
-    loader("status")
