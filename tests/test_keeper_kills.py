@@ -12,15 +12,21 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from erofs_builder.payload import Form
+from loader.keeper import fence
+from loader.keeper.host import Host
+from loader.keeper.state import MountRecord, State
 from mounts import mountinfo, umount2
 from tests.support.keeper_rig import Daemon, Image, daemon_pids, make_image, results, start_reader, wait_until
 
 pytestmark = pytest.mark.root
 READERS = 4
+HOST = cast("Host", SimpleNamespace(erofs_targets=lambda: {"/mnt"}, call=lambda function: function()))
 
 
 @pytest.fixture(params=list(Form), ids=lambda form: form.value)
@@ -204,6 +210,95 @@ def test_everything_dies(daemon: Daemon, image: Image, target: Path) -> None:
         check(start_readers(target), image)
         assert daemon.call("status")["fenced"] == []
     os.close(held)
+
+
+@contextlib.contextmanager
+def immutable(path: Path) -> Iterator[None]:
+    """A file that can be neither written, truncated nor removed."""
+    subprocess.run(["chattr", "+i", str(path)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["chattr", "-i", str(path)], check=True)
+
+
+def test_a_file_that_cannot_be_fenced_keeps_nothing_else_from_it(daemon: Daemon, tmp_path: Path) -> None:
+    """Everything dies. Both mounts go, the daemon starts, and who still has that file open gets errors."""
+    images = [make_image(tmp_path / f"image{seed}", Form.DECODED, seed=seed, blobs=1) for seed in (1, 2)]
+    targets = [tmp_path / f"mnt{number}" for number in range(2)]
+    for image, target in zip(images, targets, strict=True):
+        daemon.mount(image, target)
+    (stuck,), (free,) = (daemon.cache_files(image) for image in images)
+    held = os.open(targets[0] / "blob0-file1", os.O_RDONLY)
+    daemon.kill_all()
+    with immutable(stuck):
+        daemon.start()
+        status = daemon.call("status")
+        assert sorted(item["target"] for item in status["fenced"]) == sorted(map(str, targets))
+        assert not any(is_mounted(target) for target in targets)
+        assert stuck.exists() and not free.exists()
+        for _ in range(2):
+            with pytest.raises(OSError):
+                os.pread(held, 65536, 0)
+            os.kill(daemon.pids()[0], signal.SIGKILL)  # the next one guards it as well
+            wait_until(lambda: daemon.call("status")["generation"] > status["generation"])
+        create = {"name": images[0].data[0].name, "form": "decoded", "size": images[0].data[0].stat().st_size}
+        assert daemon.call("create", path=str(stuck), **create)["errno"] == errno.EROFS
+    assert f"cannot fence {stuck}" in daemon.log.read_text()
+    stuck.unlink()
+    wait_until(lambda: daemon.call("status")["objects"] == 0)
+    for image, target in zip(images, targets, strict=True):
+        daemon.mount(image, target)
+        check([start_reader(target)], image)
+    os.close(held)
+
+
+def test_stop_with_umount_stays_where_it_cannot_fence(tmp_path: Path, target: Path) -> None:
+    """Who still has a file open is guarded until somebody can do more about it."""
+    image = make_image(tmp_path / "image", Form.DECODED, blobs=1)
+    daemon = Daemon(tmp_path, on_stop="umount", grace=0.0)
+    held = -1
+    try:
+        daemon.start()
+        daemon.mount(image, target)
+        held = os.open(target / "blob0-file1", os.O_RDONLY)
+        with immutable(daemon.cache_files(image)[0]):
+            assert daemon.stop() == 0
+            assert not is_mounted(target)
+            assert daemon_pids(daemon.root)
+            with pytest.raises(OSError):
+                os.pread(held, 65536, 0)
+    finally:
+        if held >= 0:
+            os.close(held)
+        daemon.close()
+
+
+def test_a_page_cache_that_stays_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container /proc/sys may be read-only: the start goes on, and is not tried again for ever."""
+    monkeypatch.setattr(fence, "_DROP_CACHES", tmp_path / "nowhere/drop_caches")
+    state = State.load(tmp_path)
+    item = state.new_object("fanotify", path=str(tmp_path / "data"), form="decoded", mounted=True)
+    state.mounts["/mnt"] = MountRecord("/mnt", "fanotify", "metadata", objects=[item.id])
+    monkeypatch.setattr(fence, "umount2", lambda _target, _flags: None)
+    fence.fence_unguarded(state, HOST)
+    again = State.load(tmp_path)
+    assert not again.objects and not again.mounts
+    assert "page cache could not be dropped" in again.fenced[0]["reason"]
+
+
+def test_a_mount_that_cannot_go_is_not_called_fenced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = State.load(tmp_path)
+    item = state.new_object("cachefiles", mounted=True)
+    state.mounts["/mnt"] = MountRecord("/mnt", "cachefiles", "none", objects=[item.id])
+
+    def refused(target: str, _flags: int) -> None:
+        raise PermissionError(errno.EPERM, "not permitted", target)
+
+    monkeypatch.setattr(fence, "umount2", refused)
+    fence.fence_unguarded(state, HOST)
+    again = State.load(tmp_path)
+    assert list(again.mounts) == ["/mnt"] and not again.fenced
 
 
 def test_stop_and_start_with_mounts_kept(daemon: Daemon, image: Image, target: Path) -> None:

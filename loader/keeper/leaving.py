@@ -30,6 +30,7 @@ class Leaving:
         self._kill_at = time.monotonic() + _PATIENCE
         self._unmounting: list[str] | None = None
         self._again_at = 0.0  # what found no room for a thread is tried again
+        self._unfenced = set[int]()  # objects that nobody but us guards
         self.done = False
         keeper.drop_standby()
         if keeper.worker is not None:
@@ -57,7 +58,7 @@ class Leaving:
         if self._mode == "umount" and self._unmount_next():
             return
         unguarded = self._unguarded()
-        if self._mode == "keep" and (unguarded or self._dies_with_us() or self._would_fail()):
+        if self._unfenced or self._mode == "keep" and (unguarded or self._dies_with_us() or self._would_fail()):
             log.warning("incomplete images stay mounted: staying too, to refuse what is missing")
             keeper.state.save()  # in one file: who takes over may be an older version
             keeper.park()
@@ -119,11 +120,12 @@ class Leaving:
                 log.error("fence: %s", failure)
                 if self._is_for_later(failure):
                     return
+                self._unfenced.update(item.id for item in unguarded)
             for item in unguarded:
-                item.mounted = False
+                item.mounted = item.id in self._unfenced
             keeper.state.save()
 
-        keeper.background.run(lambda: fence.truncate(unguarded), ended)
+        keeper.background.run(lambda: self._unfenced.update(fence.truncate(unguarded)), ended)
 
     def _is_for_later(self, failure: OSError) -> bool:
         """Whether there was only no room for a thread; then the next step waits a moment."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -77,6 +78,8 @@ class FanotifyPlane:
         """Open the writer of a cache file, then mark it. The same path again gives the same object."""
         for item in self._state.objects.values():
             if item.path == path and self._is_file(item):
+                if fcntl.fcntl(self.writers[item.id], fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
+                    raise OSError(errno.EROFS, "could not be fenced: remove it first", path)
                 item.released = False
                 if item.complete:
                     self.mark(item.id)
@@ -311,7 +314,7 @@ class FanotifyPlane:
         writer = fds.pop(item.store_name, None)
         try:
             if writer is None:
-                writer = os.open(item.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+                writer = _open_again(item)
                 self._store.store(item.store_name, writer)
             if not item.complete:
                 fanotify.mark_fd(self.group, writer)
@@ -335,6 +338,17 @@ class FanotifyPlane:
         except OSError as error:
             if error.errno != errno.ENOENT:
                 raise
+
+
+def _open_again(item: Object) -> int:
+    """The writer; or for a released object, which the fence could not truncate, just what takes to mark it."""
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.open(item.path, os.O_RDWR | flags)
+    except OSError:
+        if not item.released:
+            raise
+        return os.open(item.path, os.O_RDONLY | flags)
 
 
 def reserve_journaled(fds: dict[str, int]) -> None:
