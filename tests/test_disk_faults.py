@@ -131,6 +131,30 @@ def test_scrub_finds_and_repairs(tmp_path: Path, published: Published, form: str
         assert daemon.command("scrub")["damaged"] == 0
 
 
+def test_what_stays_guarded_is_not_called_damaged(tmp_path: Path, published: Published) -> None:
+    """After a lazy unmount the keeper denies what is read by path; all of it is there for the next mount."""
+    address, digests = published
+    image = f"docker://{address}/sample:1"
+    with Daemon(tmp_path / "d", "--form", "decoded") as daemon:
+        target = daemon.mount(image)
+        for name in sorted(digests)[-3:]:
+            (target / name).read_bytes()
+        held = os.open(target / "large/7", os.O_RDONLY)
+        daemon.command("umount", str(target), "--lazy")
+        assert not daemon.command("scrub")["damaged"]
+        frames = daemon.command("stats")["frames"]
+        os.close(held)
+        until = time.monotonic() + 30
+        while not (done := daemon.command("scrub"))["skipped"] and time.monotonic() < until:
+            time.sleep(0.5)
+        assert "guarded for users of an unmounted image" in done["skipped"][0]
+        assert not done["damaged"] and daemon.counters().get("damaged_frames", 0) == 0
+        daemon.mount(image)
+        assert daemon.command("stats")["frames"] == frames
+        assert daemon.command("scrub")["frames"] > 0
+        assert read_all(target) == digests
+
+
 def test_a_patrol_finds_what_nobody_else_would(tmp_path: Path, published: Published) -> None:
     """Rot in the decoded form, and nobody asks for a scrub."""
     address, digests = published

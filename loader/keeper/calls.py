@@ -74,6 +74,10 @@ class Calls:
         self._fanotify().mark(int(body["object"]))
         reply({}, None)
 
+    def _call_guards(self, body: dict[str, Any], reply: Reply) -> None:
+        plane = self._keeper.plane
+        reply({"guards": isinstance(plane, FanotifyPlane) and plane.guards(str(body["name"]))}, None)
+
     def _call_idle(self, body: dict[str, Any], reply: Reply) -> None:
         ranges = [(int(start), int(end)) for start, end in body["ranges"]]
         if len(ranges) > MOST_RANGES:

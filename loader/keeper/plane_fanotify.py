@@ -138,6 +138,10 @@ class FanotifyPlane:
             self._unmark(writer)
             self._forget(item, writer)
 
+    def guards(self, name: str) -> bool:
+        """Whether an object of this name was released, but is still marked."""
+        return any(item.released and item.name == name for item in self._state.objects.values())
+
     def idle(self, object_id: int, ranges: Iterable[tuple[int, int]]) -> list[int]:
         """Which of these ranges (start, end) no thread waits for or may be reading: their numbers in order.
 

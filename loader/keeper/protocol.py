@@ -89,6 +89,8 @@ CALLS = {
     " order: fanotify; objects: numbers that this mount reads; pause: seconds without the kernel's readahead) → {}",
     "umount": "target, lazy → {}",
     "mark": "object: fanotify: mark again (a complete object whose blocks are to be evicted)",
+    "guards": "name: fanotify: whether the file of an object that was released is still marked, for a mount that went"
+    " lazily may read it: then nobody can read it by path → guards",
     "idle": "object, ranges [[start, end], …] (at most MOST_RANGES): fanotify: which of them nobody waits for and no"
     " thread can be reading → idle: their numbers. It stays so while the worker answers no request for them",
     "cull": "directory, name: cachefiles: cull a cache file (EBUSY while in use)",

@@ -3,12 +3,15 @@
 Encoded frames are held against the digests of their table, decoded ones against the checksums that were kept when they
 were written (sums.py). An open file is marked before anything of it counts as missing, so that its readers wait.
 
+A file that nothing has open is read by its name, which is denied while the keeper still guards it: that one is skipped.
+
 The kernel's own files (cachefiles) are written over where a mount reads them, for nobody else can make a hole in them
 while they may be read; one that nothing has mounted is culled whole. A hole in them is no damage: the kernel asks.
 """
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import os
@@ -31,13 +34,14 @@ from loader.errors import LoaderError
 from loader.worker.checks import Checked, Checks
 from loader.worker.counters import Counters
 from loader.worker.kernel_look import KernelLook, is_there
-from loader.worker.link import Link
+from loader.worker.link import CallError, Link
 from loader.worker.mounting import Mounting
-from loader.worker.objects import Objects
+from loader.worker.objects import Objects, blob_key
 from loader.worker.scrub_metadata import MetadataScrubber
 
 log = logging.getLogger(__name__)
 INTERVAL = 0.5  # seconds between two reports
+_GUARDED = "{}: guarded for users of an unmounted image"
 REPAIR_TIME = 600.0  # seconds for which a damaged frame is tried to be fetched without a reader
 
 
@@ -110,13 +114,24 @@ class Scrubber:
             if file is not None:
                 for frame in [frame for frame in range(len(file.table)) if file.ready[frame]]:
                     yield Checked(file.place(file.table[frame])[1], self.check(file, [frame]) > 0)
+            elif self._is_guarded(form, blob):
+                skipped.append(_GUARDED.format(blob_key(form, blob)))
             else:
-                yield from self._closed_blob(form, blob)
-        except (OSError, FormatError) as error:
+                yield from self._closed_blob(form, blob, skipped)
+        except (CallError, OSError, FormatError) as error:
             log.error("cannot check %s/%s: %s", form.value, blob.hex, error)
             skipped.append(f"{form.value}/{blob.hex}: {error}")
 
-    def _closed_blob(self, form: Form, blob: Digest) -> Checks:
+    def _is_guarded(self, form: Form, blob: Digest) -> bool:
+        """Whether the keeper denies what is read by path: a lazily unmounted image may still be used."""
+        try:
+            return bool(self._link.call("guards", name=blob_key(form, blob))[0]["guards"])
+        except CallError as error:
+            if error.errno != errno.ENOSYS:  # an older keeper
+                raise
+            return False
+
+    def _closed_blob(self, form: Form, blob: Digest, skipped: list[str]) -> Checks:
         table = load_table(self._layout, form, blob)
         directory = self._layout.blob(blob, form)
         fd = os.open(directory / "data", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -129,6 +144,9 @@ class Scrubber:
                     if self._objects.file(form, blob) is not None:
                         return  # opened meanwhile: its bits are another map's now
                     wrong = not _intact(file, fd, frame)
+                    if wrong and self._is_guarded(form, blob):  # since a moment ago: it was opened, and released
+                        skipped.append(_GUARDED.format(file))
+                        return
                     if wrong:
                         self._found(file, [frame])
                         ready.clear([frame])
