@@ -16,15 +16,24 @@ def backing_devices() -> set[str]:
     return {path.name for path in _DEVICES.glob("erofs-*")}
 
 
+def get_readahead(device: str) -> int:
+    """The readahead in KiB. OSError: the file system is gone."""
+    return int(_knob(device).read_text())
+
+
 def set_readahead(device: str, kib: int) -> int:
     """Set the readahead; what it was. OSError: the file system is gone, or this is not allowed here."""
-    knob = _DEVICES / device / "read_ahead_kb"
-    before = int(knob.read_text())
-    knob.write_text(str(kib))
+    before = get_readahead(device)
+    _knob(device).write_text(str(kib))
     return before
 
 
+def _knob(device: str) -> Path:
+    return _DEVICES / device / "read_ahead_kb"
+
+
 def restore_readahead(device: str, kib: int) -> None:
-    """Set it if the file system is still there."""
+    """Set it if the file system is still there, and nobody else has set it since it was 0."""
     with contextlib.suppress(OSError):
-        set_readahead(device, kib)
+        if get_readahead(device) == 0:
+            set_readahead(device, kib)

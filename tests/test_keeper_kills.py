@@ -22,6 +22,7 @@ from loader.keeper import fence
 from loader.keeper.host import Host
 from loader.keeper.state import MountRecord, State
 from mounts import mountinfo, umount2
+from mounts.readahead import backing_devices, get_readahead
 from tests.support.keeper_rig import Daemon, Image, daemon_pids, make_image, results, start_reader, wait_until
 
 pytestmark = pytest.mark.root
@@ -124,6 +125,34 @@ def test_keeper_dies_with_requests_in_flight(daemon: Daemon, image: Image, targe
     assert status["generation"] == 2
     assert status["counters"]["denied"] == 0
     assert [mount["target"] for mount in status["mounts"]] == [str(target)]
+
+
+def paused_by(daemon: Daemon, image: Image, target: Path, pause: float) -> str:
+    """The backing device of a new mount without readahead. (With another new one at the same moment there is none.)"""
+    for _ in range(5):
+        before = backing_devices()
+        daemon.mount(image, target, pause)
+        for device in backing_devices() - before:
+            if get_readahead(device) == 0:
+                return device
+        assert daemon.call("umount", target=str(target))["errno"] == 0
+    raise AssertionError("never was there only one new backing device")
+
+
+def test_readahead_that_a_dead_keeper_took_is_given_back(daemon: Daemon, image: Image, target: Path) -> None:
+    device = paused_by(daemon, image, target, 600.0)
+    assert results(start_reader(target)) == image.files
+    os.kill(daemon.pids()[0], signal.SIGKILL)
+    wait_until(lambda: daemon.call("status")["generation"] == 2)
+    assert get_readahead(device) > 0
+    assert State.load(daemon.root).paused == {}
+
+
+def test_readahead_comes_back(daemon: Daemon, image: Image, target: Path) -> None:
+    device = paused_by(daemon, image, target, 1.0)
+    wait_until(lambda: get_readahead(device) > 0)
+    daemon.call("umount", target=str(target))  # saves
+    assert State.load(daemon.root).paused == {}
 
 
 def test_keeper_dies_often(daemon: Daemon, image: Image, target: Path) -> None:

@@ -60,6 +60,7 @@ class Keeper:
         self.background = Background(self.host)
         self.mounter = Mounter(self.state, self.background, self.host, self.plane.name)
         self.mounter.refresh()
+        self.mounter.resume_readahead()
         self.state.save()
         self.calls = Calls(self)
         self.worker: Worker | None = None

@@ -17,11 +17,11 @@ from loader.keeper.bounds import check_mount
 from loader.keeper.host import Host, start_thread
 from loader.keeper.state import MountRecord, State
 from mounts import mount_erofs, umount2
-from mounts.readahead import backing_devices, restore_readahead, set_readahead
+from mounts.readahead import backing_devices, get_readahead, restore_readahead, set_readahead
 from mounts.syscalls import MNT_DETACH
 
 log = logging.getLogger(__name__)
-Done = Callable[[OSError | None], None]
+Done = Callable[[OSError | None], object]
 
 
 class Background:
@@ -39,22 +39,35 @@ class Background:
         Its error is EAGAIN where there is no room for a thread.
         """
 
-        def body() -> None:
-            failure: OSError | None = None
-            try:
-                self._host.enter()
-                call()
-            except OSError as error:
-                failure = error
-            except Exception as error:
-                failure = OSError(errno.EINVAL, repr(error))
-            self._end(done, failure)
+        def ended(failure: OSError | None) -> None:
+            self.running -= 1
+            done(failure)
 
         self.running += 1
         try:
-            start_thread(body)
+            start_thread(partial(self._body, call, ended))
         except OSError as error:
-            self._end(done, error)
+            self._end(ended, error)
+
+    def later(self, seconds: float, call: Callable[[], None], done: Done) -> None:
+        """The same in a while, unless this process has left by then: nobody waits for it. OSError: no room."""
+        timer = threading.Timer(seconds, self._body, (call, done))
+        timer.daemon = True
+        try:
+            timer.start()
+        except RuntimeError as error:
+            raise OSError(errno.EAGAIN, str(error)) from None
+
+    def _body(self, call: Callable[[], None], done: Done) -> None:
+        failure: OSError | None = None
+        try:
+            self._host.enter()
+            call()
+        except OSError as error:
+            failure = error
+        except Exception as error:
+            failure = OSError(errno.EINVAL, repr(error))
+        self._end(done, failure)
 
     def _end(self, done: Done, failure: OSError | None) -> None:
         self._ended.put((done, failure))
@@ -65,7 +78,6 @@ class Background:
             os.eventfd_read(self.wake)
         while not self._ended.empty():
             done, failure = self._ended.get()
-            self.running -= 1
             done(failure)
 
 
@@ -110,6 +122,7 @@ class Mounter:
             del self._state.mounts[record.target]
             raise
         self._under_way.add(record.target)
+        new: set[str] = set()
 
         def ended(failure: OSError | None) -> None:
             self._under_way.discard(record.target)
@@ -120,6 +133,8 @@ class Mounter:
             elif len(fenced) != len(self._state.fenced):
                 self._state.fenced = fenced
                 self._state.save()
+            if failure is None and len(new) == 1:
+                self._pause_readahead(new.pop(), pause)
             done(failure)
 
         def mount() -> None:
@@ -128,27 +143,31 @@ class Mounter:
             before = backing_devices() if pause > 0 else set()
             mount_erofs(record.source, devices, options, record.target)
             if pause > 0:
-                self._pause_readahead(backing_devices() - before, pause)
+                new.update(backing_devices() - before)
 
         self._background.run(mount, ended)
 
-    def _pause_readahead(self, new: set[str], seconds: float) -> None:
+    def _pause_readahead(self, device: str, seconds: float) -> None:
         """Stop readahead on a file system that was just mounted, for a while; which costs speed if it fails.
 
         What a start reads is fetched by a list, and what the kernel would read around that is not in it. With two new
-        file systems, one of somebody else's, nothing is known.
+        file systems, one of somebody else's, nothing is known. It is recorded first, for whoever takes over meanwhile.
         """
-        if len(new) != 1:
-            return
-        device = new.pop()
         with contextlib.suppress(OSError, ValueError):
-            kib = set_readahead(device, 0)
-            timer = threading.Timer(seconds, self._host.call, [partial(restore_readahead, device, kib)])
-            timer.daemon = True
-            try:
-                timer.start()
-            except RuntimeError:  # no room for a thread
-                restore_readahead(device, kib)
+            kib = get_readahead(device)
+            self._background.later(
+                seconds, partial(restore_readahead, device, kib), lambda _failure: self._state.paused.pop(device, None)
+            )
+            self._state.paused[device] = kib
+            self._state.save_added([])
+            self._host.call(partial(set_readahead, device, 0))
+
+    def resume_readahead(self) -> None:
+        """Give back what an earlier keeper took, and died before it gave it back."""
+        for device, kib in list(self._state.paused.items()):
+            with contextlib.suppress(OSError):  # no room for a thread: then the next keeper does
+                self._host.call(partial(restore_readahead, device, kib))
+                del self._state.paused[device]
 
     def umount(self, arguments: dict[str, Any], done: Done) -> None:
         """See protocol.CALLS["umount"]."""

@@ -95,6 +95,7 @@ class State:
     objects: dict[int, Object] = field(default_factory=dict)
     mounts: dict[str, MountRecord] = field(default_factory=dict)
     fenced: list[dict[str, Any]] = field(default_factory=list)
+    paused: dict[str, int] = field(default_factory=dict)  # backing devices without readahead for now, and what it was
     unsaved: bool = False  # the last save failed: it is tried again
     _key: str = field(default="", repr=False, compare=False)  # of the file as saved last, like no other
     _room: int = field(default=0, repr=False, compare=False)  # bytes that may still be added to it
@@ -123,6 +124,7 @@ class State:
                 {item["id"]: Object(**item) for item in document["objects"]},
                 {item["target"]: MountRecord(**item) for item in document["mounts"]},
                 document["fenced"],
+                document.get("paused", {}),
                 _key=document.get("key", ""),
             )
             state._load_added()
@@ -145,6 +147,7 @@ class State:
                 self.next_object = entry["next_object"]
                 self.objects |= {item["id"]: Object(**item) for item in entry["objects"]}
                 self.mounts |= {item["target"]: MountRecord(**item) for item in entry["mounts"]}
+                self.paused = entry.get("paused", self.paused)
 
     @property
     def _added(self) -> Path:
@@ -157,6 +160,7 @@ class State:
             "next_object": self.next_object,
             "objects": [_fields(item) for item in objects],
             "mounts": [_fields(record) for record in mounts],
+            "paused": self.paused,
         }
         line = _json(entry).encode() + b"\n"
         if self.unsaved or len(line) > self._room:
@@ -210,6 +214,7 @@ class State:
             "generation": self.generation,
             "key": self._key,
             "fenced": self.fenced,
+            "paused": self.paused,
         }
         objects = ",".join([texts[number][1] for number in self.objects])
         mounts = ",".join([texts[target][1] for target in self.mounts])

@@ -166,7 +166,7 @@ class Daemon:
     def cache_files(self, image: Image) -> list[Path]:
         return [self.root / "blobs" / f"{path.name}.{image.form.value}" for path in image.data]
 
-    def mount(self, image: Image, target: Path) -> list[int]:
+    def mount(self, image: Image, target: Path, pause: float = 0.0) -> list[int]:
         """Make the image's cache files, empty, and mount them; the numbers of their objects."""
         objects = []
         target.mkdir(exist_ok=True)
@@ -188,8 +188,9 @@ class Daemon:
         options = ["cache_strategy=disabled"] if image.form is Form.ENCODED else []
         devices = [str(path) for path in self.cache_files(image)]
         mounted = self.call(
-            "mount", source=str(metadata), devices=devices, options=options, target=str(target), objects=objects
-        )
+            "mount", source=str(metadata), devices=devices, options=options, target=str(target), objects=objects,
+            pause=pause,
+        )  # fmt: skip
         assert mounted["errno"] == 0, mounted
         return objects
 
