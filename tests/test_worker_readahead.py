@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -11,6 +13,7 @@ from loader.cache.files import CacheFile
 from loader.worker.hints import Hints
 from loader.worker.link_estimate import LinkEstimate
 from loader.worker.readahead import Judge, ReadAhead
+from loader.worker.service import Service
 from tests.support.cache_files import open_file, sample
 
 
@@ -119,3 +122,30 @@ def test_a_package_is_fetched_once_two_of_its_frames_are_read(file: CacheFile) -
     ahead = _ahead(file, Hints(packages=dict.fromkeys(package, (package,))))
     assert ahead.after(file, _one(40)) == []
     assert ahead.after(file, _one(90)) == [10, 41]
+
+
+def test_what_was_told_of_a_blob_is_forgotten_once_it_stays_closed(file: CacheFile) -> None:
+    """Or a worker's memory grows with each image that it has ever seen."""
+    ahead = _ahead(file, Hints({frame: range(3) for frame in range(3)}))
+    ahead.expect(b"listed", [1])
+    open_blobs: set[bytes] = {file.blob.raw}
+    service = SimpleNamespace(
+        objects=SimpleNamespace(files=lambda: [file] if open_blobs else []),
+        mounting=SimpleNamespace(release_unused=lambda: 0),
+        collector=SimpleNamespace(may_complete=lambda: False),
+        readahead=ahead,
+    )
+    for _ in range(2):
+        Service._housekeeping(cast("Service", service))
+    assert not ahead._listed
+    assert ahead.after(file, _one(1)) == [2, 0]
+    open_blobs.clear()
+    Service._housekeeping(cast("Service", service))  # it may have been opened in this moment
+    assert ahead._hints
+    open_blobs.add(file.blob.raw)
+    Service._housekeeping(cast("Service", service))
+    open_blobs.clear()
+    Service._housekeeping(cast("Service", service))
+    assert ahead._hints
+    Service._housekeeping(cast("Service", service))
+    assert not ahead._hints

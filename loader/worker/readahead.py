@@ -106,6 +106,7 @@ class ReadAhead:
         self._listed: dict[bytes, frozenset[int]] = {}
         self._followers: dict[CacheFile, dict[int, tuple[Key, ...]]] = {}
         self._hints: dict[bytes, Hints] = {}
+        self._idle: set[bytes] = set()  # blobs in these two that had no open file when that was looked at last
         self._judges = {
             "whole": Judge(8, 0),
             "package": Judge(8, 0),
@@ -123,6 +124,18 @@ class ReadAhead:
         """A list has what a start reads of a blob (its raw digest): near that, nothing more is needed."""
         with self._lock:
             self._listed[blob] = frozenset(frames)
+
+    def keep(self, blobs: set[bytes]) -> None:
+        """Only these have open files: forget what was told of others, which had none at the last call either.
+
+        (Once is not enough: a file that is open now may not have been when its caller looked.)
+        """
+        with self._lock:
+            idle = (self._hints.keys() | self._listed.keys()) - blobs
+            for blob in idle & self._idle:
+                self._hints.pop(blob, None)
+                self._listed.pop(blob, None)
+            self._idle = idle
 
     def follow(self, file: CacheFile, frame: int, others: Iterable[Key]) -> None:
         """Once a frame is read, others are, of any file: a plug-in's libraries."""

@@ -213,6 +213,7 @@ class Service:
             if file.trusted and file.ready.complete and not file.completed and self.collector.may_complete():
                 self._complete(file)
         self.mounting.release_unused()
+        self.readahead.keep({file.blob.raw for file in self.objects.files()})
 
     def _note_use(self, files: list[CacheFile]) -> None:
         try:
