@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -154,6 +155,46 @@ def test_half_a_group_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert all(os.path.sameopenfile(kept[name], own[name]) for name in own)
     for fd in [*kept.values(), *own.values()]:
         os.close(fd)
+
+
+@pytest.fixture
+def plane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FanotifyPlane:
+    """One that the kernel knows nothing of, with a cache file of 4096 bytes."""
+    monkeypatch.setattr("fanotify.init", lambda: os.memfd_create("group"))
+    for name in ("mark_fd", "unmark_fd"):
+        monkeypatch.setattr(f"fanotify.{name}", lambda group, fd: None)
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "one").write_bytes(bytes(4096))
+    return FanotifyPlane(FdStore(None), State.load(tmp_path), RequestTable(), {})
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.parametrize("size", [-1, 4097, 1 << 63, 1 << 80])
+def test_a_size_that_no_file_has_is_refused(plane: FanotifyPlane, tmp_path: Path, size: int) -> None:
+    """Recorded, it would end this keeper and each one after it."""
+    before = open_descriptors()
+    with pytest.raises(OSError, match="do not fit"):
+        plane.create("one", str(tmp_path / "blobs/one"), "encoded", size)
+    assert not plane.writers and open_descriptors() == before
+    item = plane.create("one", str(tmp_path / "blobs/one"), "encoded", 4096)
+    item.size = size  # as a keeper before this one may have recorded it
+    if (lent := plane.lend(item.id)) is not None:
+        os.close(lent)
+
+
+def test_a_bitmap_that_cannot_be_mapped(plane: FanotifyPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    item = plane.create("one", str(tmp_path / "blobs/one"), "encoded", 4096)
+    before = open_descriptors()
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr("loader.keeper.plane_fanotify.Presence", fail)
+    assert plane.lend(item.id) is None
+    assert open_descriptors() == before
 
 
 def test_nothing_to_reserve() -> None:

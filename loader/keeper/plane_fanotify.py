@@ -85,6 +85,9 @@ class FanotifyPlane:
                     self.mark(item.id)
                 return item
         writer = open_below(self._state.path.parent / "blobs", path, os.O_RDWR)
+        if not 0 <= size <= os.fstat(writer).st_size:  # else what is recorded fits into no bitmap, with any worker
+            os.close(writer)
+            raise OSError(errno.EINVAL, f"frames of {size} bytes do not fit", path)
         item = self._state.new_object(self.name, name=name, path=path, form=form, size=size)
         try:
             self._store.store(item.store_name, writer)
@@ -103,8 +106,12 @@ class FanotifyPlane:
         """A descriptor of the bitmap in which the next worker will say what is there; None if there is no room."""
         try:
             fd = create(self._state.objects[object_id].size)
-            self._presence[object_id] = Presence(fd)
-        except OSError as error:
+            try:
+                self._presence[object_id] = Presence(fd)
+            except BaseException:
+                os.close(fd)
+                raise
+        except (OSError, ValueError, OverflowError) as error:
             log.error("object %d: no bitmap: %s", object_id, error)
             self._presence.pop(object_id, None)
             return None
