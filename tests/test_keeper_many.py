@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import selectors
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import fanotify
 from erofs_builder.payload import Form
 from loader.keeper.config import KeeperConfig
+from loader.keeper.fdstore import FdStore
+from loader.keeper.journal import Journal
 from loader.keeper.nursery import Nursery, _Forked
+from loader.keeper.plane_fanotify import FanotifyPlane
 from loader.keeper.readable import readable
+from loader.keeper.requests import RequestTable
+from loader.keeper.state import State
 from tests.support.keeper_rig import Daemon, Image, daemon_pids, make_image, results, start_reader, wait_until
 
 MANY = 1100
@@ -61,6 +69,42 @@ def test_a_forked_workers_end(many_descriptors: None, tmp_path: Path) -> None:
     )
     assert time.monotonic() - started > 0.05
     process.wait()
+
+
+READ = "import os, sys; os.pread(os.open(sys.argv[1], os.O_RDONLY), 4096, 0)"
+
+
+@pytest.mark.root
+def test_an_event_of_a_high_number_that_was_not_written_down(tmp_path: Path) -> None:
+    """Whoever takes over denies it: the keeper that had read it had many objects, and no journaled event before."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (8192, limits[1]))
+    path = tmp_path / "data"
+    path.write_bytes(bytes(4096))
+    state = State.load(tmp_path)
+    with contextlib.ExitStack() as opened:
+        for number in range(2000):
+            state.new_object("fanotify", path=f"/nowhere/{number}", size=4096)
+        for _ in range(3 * len(state.objects)):
+            opened.callback(os.close, os.open("/dev/null", os.O_RDONLY))
+        group, journal, writer = fanotify.init(), Journal.create(), os.open(path, os.O_RDWR)
+        opened.callback(os.close, writer)
+        fanotify.mark_fd(group, writer)
+        with subprocess.Popen([sys.executable, "-c", READ, str(path)], stderr=subprocess.PIPE) as reader:
+            assert readable([group], 20)
+            (event,) = fanotify.read_events(group)
+            assert event.fd > 3 * len(state.objects)
+            opened.callback(os.close, event.fd)
+            plane = FanotifyPlane(FdStore(None), state, RequestTable(), {"group": group, "journal": journal.fd})
+            try:
+                _, errors = reader.communicate(timeout=20)
+                assert b"OSError: [Errno 5]" in errors
+                assert plane.counters["orphans"] == 1
+            finally:
+                reader.kill()
+                for fd in plane.handed_down().values():
+                    os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 @pytest.fixture

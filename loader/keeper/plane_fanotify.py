@@ -28,9 +28,11 @@ log = logging.getLogger(__name__)
 GROUP = "group"
 JOURNAL = "journal"
 READERS = "readers"
-# Events that were read, but not yet in the journal when the last keeper died, have numbers below this much above the
-# journal's largest: they come in one read(2) and take the lowest free numbers.
-_UNJOURNALED = 4096
+# Events that were read, but not yet in the journal when the last keeper died, came in one read(2) and took the lowest
+# free numbers: below the count of what was open. Next to journaled events that is so much for each object (its writer,
+# its bitmap's map, a bitmap on its way to the worker), and less than so much for all else.
+_OPEN_OF_OBJECT = 3
+_OPEN_ELSE = 4096
 
 
 class FanotifyPlane:
@@ -298,7 +300,8 @@ class FanotifyPlane:
     def _deny_unjournaled(self) -> None:
         """Deny the events that the last keeper had read, but not yet written down. EROFS asks again for most."""
         journaled = {entry.fd for entry in self._journal.entries()}
-        for fd in range(min(self._journal.high + _UNJOURNALED, CAPACITY)):
+        limit = self._journal.high + _OPEN_OF_OBJECT * len(self._state.objects) + _OPEN_ELSE
+        for fd in range(min(limit, CAPACITY)):
             if fd not in journaled:
                 with contextlib.suppress(OSError):
                     fanotify.answer(self.group, fd, errno.EIO)
