@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -387,6 +388,25 @@ def test_a_parked_keeper_has_a_twin(daemon: Daemon, tmp_path: Path, target: Path
     assert daemon.call("status")["fenced"] == []
     check(start_readers(target), image)
     wait_until(lambda: not guards & set(daemon_pids(daemon.root)))
+
+
+def test_a_start_with_another_plane_leaves_the_parked_keeper_alone(
+    daemon: Daemon, tmp_path: Path, target: Path
+) -> None:
+    """It cannot serve these mounts, and must not be the last to hold what guards them."""
+    image = make_image(tmp_path / "image", Form.DECODED)
+    daemon.mount(image, target)
+    assert daemon.stop() == 0
+    wait_until(lambda: len(daemon_pids(daemon.root)) == 2)
+    right, daemon.config = daemon.config, replace(daemon.config, plane="cachefiles")
+    daemon.start_process()
+    assert daemon.process is not None and daemon.process.wait() != 0
+    assert "mounts of plane fanotify are still held" in daemon.log.read_text()
+    assert set(results(start_reader(target)).values()) == {f"errno {errno.EIO}"}
+    daemon.config = right
+    daemon.start()
+    assert daemon.call("status")["fenced"] == []
+    check([start_reader(target)], image)
 
 
 def test_stop_with_umount(tmp_path: Path, image: Image, target: Path) -> None:

@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -134,8 +135,8 @@ def _hand_over(keeper: Keeper, listener: socket.socket) -> bool:
         return taken
 
 
-def take_over(root: Path) -> dict[str, int]:
-    """The descriptors of a parked keeper; none when there is none."""
+def take_over(root: Path, check: Callable[[Mapping[str, int]], object]) -> dict[str, int]:
+    """The descriptors of a parked keeper; none when there is none. What `check` raises leaves it parked."""
     fds: dict[str, int] = {}
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.settimeout(_TIMEOUT)
@@ -150,6 +151,7 @@ def take_over(root: Path) -> dict[str, int]:
             if name == b"end":
                 break
             fds[name.decode()] = received[0]
+        check(fds)  # before it lets go: nobody else may hold them
         connection.send(b"taken")
         with contextlib.suppress(OSError):
             connection.recv(1)  # end of file

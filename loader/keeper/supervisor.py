@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from loader.errors import BusyError, LoaderError
@@ -51,7 +52,7 @@ def run(config: KeeperConfig) -> int:
     lock = fds.pop(LOCK, None)
     if lock is None:
         lock = _lock(config.root)
-    for name, fd in handover.take_over(config.root).items():
+    for name, fd in handover.take_over(config.root, partial(check_plane, config.plane)).items():
         apply(fds, {"FDSTORE": "1", "FDNAME": name}, [fd])
     check_plane(config.plane, fds)
     if not guarded(fds):
