@@ -24,7 +24,8 @@ from loader.keeper.fdstore import FdStore
 from loader.keeper.host import Host
 from loader.keeper.keeper import CONTROL, Keeper
 from loader.keeper.state import MountRecord
-from tests.support.keeper_rig import Daemon, make_image, results, start_reader, wait_until
+from loader.keeper.twin import fork_twin
+from tests.support.keeper_rig import Daemon, daemon_pids, make_image, results, start_reader, wait_until
 
 PIDS = Path("/sys/fs/cgroup/pids")
 Fail = Callable[[int], None]
@@ -167,13 +168,59 @@ def test_who_cannot_become_the_supervisor(monkeypatch: pytest.MonkeyPatch, failu
     assert tried == ["exec"] * 3 if failures == 2 else tried == ["exec"] * process._EXECS + ["park"]
 
 
+@pytest.mark.parametrize("call", ["fork", "pidfd_open"])
+def test_a_twin_that_cannot_be_forked(monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, call, fail)
+    twin = fork_twin(lambda: None)
+    assert twin is not None and not twin
+    twin.reap()
+    twin.kill()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.fixture
+def group() -> Iterator[Path]:
+    """A cgroup that limits processes."""
+    made = PIDS / f"erofs-{os.getpid()}"
+    made.mkdir()
+    yield made
+    wait_until(lambda: not (made / "cgroup.procs").read_text())
+    made.rmdir()
+
+
 @pytest.mark.root
 @pytest.mark.skipif(not PIDS.is_dir(), reason="there is no cgroup to limit processes")
-def test_a_limit_of_processes(tmp_path: Path) -> None:
+def test_a_parked_keeper_without_room_for_its_twin(tmp_path: Path, group: Path) -> None:
+    """It holds alone, answers when it has to, and forks a twin as soon as it can."""
+    image = make_image(tmp_path / "image", Form.DECODED)
+    daemon = Daemon(tmp_path, standby=False, grace=3.0)
+    try:
+        daemon.start()
+        daemon.mount(image, tmp_path / "mnt")
+        (group / "cgroup.procs").write_text(str(daemon.pids()[0]))
+        (group / "pids.max").write_text("1")
+        assert daemon.stop() == 0
+        assert set(results(start_reader(tmp_path / "mnt")).values()) == {f"errno {errno.EIO}"}
+        assert len(daemon_pids(daemon.root)) == 1
+        (group / "pids.max").write_text("max")
+        wait_until(lambda: len(daemon_pids(daemon.root)) == 2)
+        daemon.start()
+        assert daemon.call("status")["fenced"] == []
+        assert results(start_reader(tmp_path / "mnt")) == image.files
+    finally:
+        daemon.close()
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not PIDS.is_dir(), reason="there is no cgroup to limit processes")
+def test_a_limit_of_processes(tmp_path: Path, group: Path) -> None:
     """The worker is killed and none can be started: readers wait, and get right bytes when there is room again."""
     image = make_image(tmp_path / "image", Form.DECODED)
-    group = PIDS / f"erofs-{os.getpid()}"
-    group.mkdir()
     daemon = Daemon(tmp_path, standby=False)
     try:
         daemon.start()
@@ -193,5 +240,3 @@ def test_a_limit_of_processes(tmp_path: Path) -> None:
         assert counters["denied"] == 0
     finally:
         daemon.close()
-        wait_until(lambda: not (group / "cgroup.procs").read_text())
-        group.rmdir()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 PARKED = "X_EROFS_PARKED"  # to the supervisor: go, this keeper stays
 _TIMEOUT = 10.0
+_PAUSE = 1.0  # seconds until a twin is tried again that could not be forked
 
 
 def address(root: Path) -> Path:
@@ -62,24 +64,30 @@ def _let_go(keeper: Keeper) -> None:
 
 
 def _hold(keeper: Keeper, listener: socket.socket, twin: Twin, until: float) -> bool:
-    """Hold, and after `until` answer; true once this process may go, false if the twin died."""
+    """Hold, and after `until` answer; true once this process may go, false if the twin died or there is none."""
     kernel, signals = keeper.plane.fileno(), keeper.signals.fileno()
-    sources = [listener.fileno(), twin.pidfd]
+    sources = [listener.fileno(), twin.pidfd] if twin else [listener.fileno()]
+    fork_again = math.inf if twin else time.monotonic() + _PAUSE
     while True:
         wait = max(0.0, until - time.monotonic())
         if not wait and kernel not in sources:
             for pending in keeper.requests.take_all():
                 keeper.plane.answer_by_presence(pending)
             sources += [kernel, signals]
-        ready = readable(sources, wait or None)
+        ready = readable(sources, _shorter(wait or math.inf, fork_again - time.monotonic()))
         if kernel in ready:
             _refuse(keeper)
         if signals in ready and signal.SIGTERM in os.read(signals, 64) and _may_go(keeper):
             return True
         if listener.fileno() in ready and _hand_over(keeper, listener):
             return True
-        if twin.pidfd in ready:
+        if twin.pidfd in ready or time.monotonic() >= fork_again:
             return False
+
+
+def _shorter(*waits: float) -> float | None:
+    """For `readable`: None is for ever."""
+    return None if min(waits) == math.inf else max(0.0, min(waits))
 
 
 def _may_go(keeper: Keeper) -> bool:
