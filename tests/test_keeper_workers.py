@@ -86,6 +86,23 @@ def test_who_reads_late_gets_everything(start: Start) -> None:
     assert worker._queued == 0
 
 
+def test_who_cannot_be_sent_to_is_killed(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one gets everything. To one that is gone already nothing is done."""
+    monkeypatch.setattr(workers, "send_with_fds", lambda *_: os.write(-1, b""))
+    worker = start("time.sleep(600)")
+    worker.send(b"packet", 0)
+    assert worker.process.wait() == -9 and not worker.backlog
+    monkeypatch.undo()
+    worker = start("sock.close()\ntime.sleep(1)\nos._exit(7)")
+    while True:
+        try:
+            list(worker.receive())
+        except EOFError:
+            break
+    worker.send(b"packet", 0)
+    assert worker.process.wait() == 7 and not worker.backlog
+
+
 def test_only_who_dies_young_again_and_again_is_waited_for() -> None:
     backoff = Backoff()
     waits = [backoff.wait(died_young=True) for _ in range(20)]

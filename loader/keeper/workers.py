@@ -78,8 +78,13 @@ class Worker:
                     os.close(given)
         except BlockingIOError:
             pass
-        except OSError:
+        except ConnectionError:
             self._clear()
+        except OSError as error:  # without what was for it, its readers would wait for their deadline
+            log.error("the worker cannot be sent to: %s: killed", error)
+            self._clear()
+            if self.sock.fileno() >= 0:  # else it was finished before
+                self.signal(signal.SIGKILL)
 
     def _clear(self) -> None:
         for _, _, given in self._queue:
