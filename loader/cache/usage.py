@@ -8,6 +8,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,9 +54,12 @@ def _blobs(layout: Layout) -> Iterator[tuple[Form, Digest, Path]]:
 
 
 def _allocated(directory: Path) -> int:
+    """Bytes on the disk, of what is not replaced or evicted in this very moment."""
     total = 0
-    for entry in os.scandir(directory):
-        total += entry.stat(follow_symlinks=False).st_blocks * 512
+    with suppress(FileNotFoundError), os.scandir(directory) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):
+                total += entry.stat(follow_symlinks=False).st_blocks * 512
     return total
 
 
