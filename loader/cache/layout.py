@@ -13,7 +13,7 @@
       objects/NAME/ready, synced, sums  cachefiles: the same for the kernel's own cache files
       cachefiles/                  belongs to the kernel while the cachefiles plane is on
       tmp/                         half-written files; emptied at start
-      keeper.json, keeper.added, choice.json, loader.lock, notify.sock, parked.sock         the keeper's, loader.keeper
+      keeper.json, keeper.added, choice.json, loader.lock, parked.sock                      the keeper's, loader.keeper
 
 FORM is `encoded` or `decoded`, HEX the sha256 of the manifest (images) or of the blob (blobs).
 

@@ -11,7 +11,7 @@ import time
 from typing import NoReturn
 
 from loader.keeper.config import CONFIG_ENV, STORED_ENV, SUPERVISOR_ENV, KeeperConfig
-from loader.keeper.fdstore import FdStore, listen_fds, to_environment
+from loader.keeper.fdstore import NOTIFY, FdStore, listen_fds, to_environment
 from loader.keeper.journal import CAPACITY
 from loader.keeper.keeper import CONTROL, LOCK, Keeper
 from loader.keeper.plane_fanotify import reserve_journaled
@@ -31,8 +31,9 @@ def main() -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = CAPACITY if hard == resource.RLIM_INFINITY else min(hard, CAPACITY)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    receiver = fds.pop(NOTIFY) if NOTIFY in fds else os.environ.get("NOTIFY_SOCKET")  # of an older supervisor
     try:
-        keeper = Keeper(config, fds, FdStore(os.environ.get("NOTIFY_SOCKET"), mortal=True))
+        keeper = Keeper(config, fds, FdStore(receiver, mortal=True))
     except OSError as error:
         log.error("plane %s: %s", config.plane, error)
         return NO_KERNEL_SUPPORT if error.errno in _MISSING else 1

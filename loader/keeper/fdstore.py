@@ -1,7 +1,8 @@
 """Descriptors that outlive a process: systemd's descriptor store protocol (sd_notify(3), sd_listen_fds(3)), both ends.
 
-The keeper sends every descriptor it cannot lose to NOTIFY_SOCKET; the supervisor keeps them (and passes them on to
-systemd, where there is one) and hands them to the next keeper by number and name in environment variables.
+The keeper sends every descriptor it cannot lose through NOTIFY, a socket that it was handed down; the supervisor keeps
+them (and passes them on to systemd, where there is one) and hands them to the next keeper by number and name in
+environment variables.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 
 log = logging.getLogger(__name__)
 FDS_ENV = "EROFS_LOADER_FDS"
+NOTIFY = "notify"  # the keeper's end of a pair, whose other end its supervisor reads
 MAX_FDS = 253  # SCM_MAX_FD of the kernel
 _FDS_AT_ONCE = 2000  # of one variable
 _SEND_TIMEOUT = 10.0
@@ -23,20 +25,24 @@ _GONE = (errno.ECONNREFUSED, errno.ENOTCONN)  # the receiver has died: the first
 
 
 class FdStore:
-    """The sending end. Without an address everything is a no-op (nobody keeps descriptors then).
+    """The sending end, to an address or through a connected socket's descriptor. With neither everything is a no-op
+    (nobody keeps descriptors then).
 
     `mortal`: the receiving process may have been killed; then too everything is a no-op from there on, and whoever
     sends has to notice by other means. Else that is an OSError.
     """
 
-    def __init__(self, address: str | None, *, mortal: bool = False) -> None:
+    def __init__(self, receiver: str | int | None, *, mortal: bool = False) -> None:
         self._socket: socket.socket | None = None
         self._mortal = mortal
-        if address:
+        if isinstance(receiver, int):
+            self._socket = socket.socket(fileno=receiver)
+            self._socket.settimeout(_SEND_TIMEOUT)
+        elif receiver:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
             self._socket.settimeout(_SEND_TIMEOUT)
             with self._survived():
-                self._socket.connect("\0" + address[1:] if address.startswith("@") else address)
+                self._socket.connect("\0" + receiver[1:] if receiver.startswith("@") else receiver)
 
     def store(self, name: str, fd: int) -> None:
         """Have `fd` kept under `name`; it is safe once this returns."""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loader.keeper.config import KeeperConfig
 from loader.keeper.fdstore import receive_with_fds, send_with_fds
 from loader.keeper.readable import readable
 from loader.keeper.requests import Pending
@@ -31,20 +32,23 @@ _TIMEOUT = 10.0
 _PAUSE = 1.0  # seconds until a twin is tried again that could not be forked
 
 
-def address(root: Path) -> Path:
-    return root / "parked.sock"
+def places(config: KeeperConfig) -> list[Path]:
+    """Where a parked keeper listens: in ROOT, or beside the control socket where nothing can be made in ROOT."""
+    root = config.root.stat()
+    elsewhere = f"parked-{root.st_dev:x}-{root.st_ino:x}.sock"
+    return [config.root / "parked.sock", config.socket.with_name(elsewhere)]
 
 
 def park(keeper: Keeper) -> None:
     """Serve parked until another daemon has taken over."""
     until = time.monotonic() + keeper.config.grace
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        _listen(listener, address(keeper.config.root))
+        listens = _listen(listener, places(keeper.config))
         twin = fork_twin(lambda: _let_go(keeper))
         if twin is not None:
             keeper.store.notify(f"{PARKED}=1")
             _let_go(keeper)
-        while twin is None or not _hold(keeper, listener, twin, until):
+        while twin is None or not _hold(keeper, listener if listens else None, twin, until):
             if twin is None:  # the first was killed, and this is the twin, in its place
                 until = 0.0
                 keeper.plane.refuse_orphans()
@@ -63,10 +67,11 @@ def _let_go(keeper: Keeper) -> None:
     _detach_standard_streams()
 
 
-def _hold(keeper: Keeper, listener: socket.socket, twin: Twin, until: float) -> bool:
+def _hold(keeper: Keeper, listener: socket.socket | None, twin: Twin, until: float) -> bool:
     """Hold, and after `until` answer; true once this process may go, false if the twin died or there is none."""
     kernel, signals = keeper.plane.fileno(), keeper.signals.fileno()
-    sources = [listener.fileno(), twin.pidfd] if twin else [listener.fileno()]
+    asked = listener.fileno() if listener else -1
+    sources = [fd for fd in (asked, twin.pidfd) if fd >= 0]
     fork_again = math.inf if twin else time.monotonic() + _PAUSE
     while True:
         wait = max(0.0, until - time.monotonic())
@@ -79,7 +84,7 @@ def _hold(keeper: Keeper, listener: socket.socket, twin: Twin, until: float) -> 
             _refuse(keeper)
         if signals in ready and signal.SIGTERM in os.read(signals, 64) and _may_go(keeper):
             return True
-        if listener.fileno() in ready and _hand_over(keeper, listener):
+        if listener and asked in ready and _hand_over(keeper, listener):
             return True
         if twin.pidfd in ready or time.monotonic() >= fork_again:
             return False
@@ -104,7 +109,7 @@ def _may_go(keeper: Keeper) -> bool:
         log.warning("incomplete mounts are still there: staying, to refuse what is missing")
         return False
     state.save()
-    address(keeper.config.root).unlink(missing_ok=True)
+    _unlink(places(keeper.config))
     return True
 
 
@@ -115,14 +120,28 @@ def _refuse(keeper: Keeper) -> None:
             keeper.plane.answer_by_presence(found)
 
 
-def _listen(listener: socket.socket, path: Path) -> None:
-    path.unlink(missing_ok=True)
+def _listen(listener: socket.socket, paths: list[Path]) -> bool:
+    """Listen at the first of these places where a socket can be made; false if there is none: then just hold."""
     mask = os.umask(0o177)
     try:
-        listener.bind(str(path))
+        for path in paths:
+            try:
+                path.unlink(missing_ok=True)
+                listener.bind(str(path))
+                listener.listen(1)
+                return True
+            except OSError as error:
+                log.error("%s: %s", path, error)
     finally:
         os.umask(mask)
-    listener.listen(1)
+    log.error("the next daemon cannot take over: unmount, and kill this process and its twin, before it starts")
+    return False
+
+
+def _unlink(paths: list[Path]) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):  # a disk that cannot be written keeps the name
+            path.unlink(missing_ok=True)
 
 
 def _hand_over(keeper: Keeper, listener: socket.socket) -> bool:
@@ -139,18 +158,16 @@ def _hand_over(keeper: Keeper, listener: socket.socket) -> bool:
             log.error("handover: %s", error)
             return False
         if taken:  # the end of the connection tells that this keeper reads no more
-            address(keeper.config.root).unlink(missing_ok=True)
+            _unlink(places(keeper.config))
         return taken
 
 
-def take_over(root: Path, check: Callable[[Mapping[str, int]], object]) -> dict[str, int]:
+def take_over(config: KeeperConfig, check: Callable[[Mapping[str, int]], object]) -> dict[str, int]:
     """The descriptors of a parked keeper; none when there is none. What `check` raises leaves it parked."""
     fds: dict[str, int] = {}
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.settimeout(_TIMEOUT)
-        try:
-            connection.connect(str(address(root)))
-        except OSError:
+        if not _connect(connection, places(config)):
             return {}
         while True:
             name, received = receive_with_fds(connection, 256)
@@ -164,6 +181,14 @@ def take_over(root: Path, check: Callable[[Mapping[str, int]], object]) -> dict[
         with contextlib.suppress(OSError):
             connection.recv(1)  # end of file
     return fds
+
+
+def _connect(connection: socket.socket, paths: list[Path]) -> bool:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            connection.connect(str(path))
+            return True
+    return False
 
 
 def _detach_standard_streams() -> None:

@@ -1,8 +1,8 @@
 """The supervisor: the process that `erofs-loader serve` becomes. It starts keepers and keeps their descriptors.
 
 It never reads an event and never answers one: it only holds, so that the kernel's group stays open and readers wait
-while a keeper that died is replaced. Descriptors come in through systemd's descriptor store protocol on a socket of
-its own, and are passed on to systemd where that listens.
+while a keeper that died is replaced. Descriptors come in through systemd's descriptor store protocol on a socket whose
+other end each keeper gets, and are passed on to systemd where that listens.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 from loader.errors import BusyError, LoaderError
 from loader.keeper import fence, handover
 from loader.keeper.config import CONFIG_ENV, STORED_ENV, SUPERVISOR_ENV, KeeperConfig
-from loader.keeper.fdstore import FdStore, apply, listen_fds, parse_fields, receive_with_fds, to_environment
+from loader.keeper.fdstore import NOTIFY, FdStore, apply, listen_fds, parse_fields, receive_with_fds, to_environment
 from loader.keeper.host import Host, find_host
 from loader.keeper.keeper import CONTROL, LOCK, SIGNALS
 from loader.keeper.plane_cachefiles import DEVICE
@@ -52,7 +52,7 @@ def run(config: KeeperConfig) -> int:
     lock = fds.pop(LOCK, None)
     if lock is None:
         lock = _lock(config.root)
-    for name, fd in handover.take_over(config.root, partial(check_plane, config.plane)).items():
+    for name, fd in handover.take_over(config, partial(check_plane, config.plane)).items():
         apply(fds, {"FDSTORE": "1", "FDNAME": name}, [fd])
     check_plane(config.plane, fds)
     if not guarded(fds):
@@ -75,8 +75,9 @@ class Supervisor:
         self._config, self._fds, self._lock, self._host = config, fds, lock, host
         self._upstream = FdStore(os.environ.get("NOTIFY_SOCKET"))
         self._stored = "NOTIFY_SOCKET" in os.environ
-        self._address = config.root / "notify.sock"
-        self._notify = _notify_socket(self._address)
+        # A pair, and no name in a directory: that could not be made on a full disk, when a keeper takes our place.
+        self._notify, self._keepers_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._notify.setblocking(False)
         self._keeper: subprocess.Popen[bytes] | None = None
         self._heard = 0.0
         self._served = math.inf  # since when this keeper serves
@@ -112,17 +113,17 @@ class Supervisor:
 
     def _run_keeper(self) -> int:
         """One keeper, from its start to its end: its exit status."""
-        inherited = self._fds | {LOCK: self._lock} | self._host.handed_down()
+        inherited = self._fds | {LOCK: self._lock, NOTIFY: self._keepers_end.fileno()} | self._host.handed_down()
         environment = (
             os.environ
             | to_environment(inherited)
             | {
                 CONFIG_ENV: self._config.to_json(),
-                "NOTIFY_SOCKET": str(self._address),
                 SUPERVISOR_ENV: str(os.getpid()),
                 STORED_ENV: "1" if self._stored else "",
             }
         )
+        environment.pop("NOTIFY_SOCKET", None)
         command = [sys.executable, "-m", "loader.keeper"]
         self._keeper = subprocess.Popen(
             command,
@@ -202,16 +203,14 @@ class Supervisor:
     def _close(self) -> None:
         """Leave nothing behind, but what a parked keeper holds."""
         self._selector.close()
-        self._notify.close()
-        with contextlib.suppress(OSError):  # a disk that cannot be written keeps the name
-            self._address.unlink(missing_ok=True)
-        for end in self._wakeup:
+        for end in (self._notify, self._keepers_end, *self._wakeup):
             end.close()
         for fd in self._fds.values():
             os.close(fd)
         os.close(self._lock)
         if not self._stored:  # else the listening socket is in the store, and a restart goes on with it
-            self._config.socket.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a disk that cannot be written keeps the name
+                self._config.socket.unlink(missing_ok=True)
         self._upstream.close()
 
 
@@ -258,14 +257,6 @@ def _listen(path: Path) -> int:
         _bind_private(listener, path)
         listener.listen(128)
         return listener.detach()
-
-
-def _notify_socket(path: Path) -> socket.socket:
-    path.unlink(missing_ok=True)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    _bind_private(sock, path)
-    sock.setblocking(False)
-    return sock
 
 
 def _bind_private(sock: socket.socket, path: Path) -> None:
