@@ -1,9 +1,15 @@
-"""Ends at bad moments, in the decoded form: a disk that is full. A reader gets right bytes or an error, and what was
-mounted goes on."""
+"""Ends at bad moments, in the decoded form: a stop in which the keeper dies, a disk that is full. A reader gets
+right bytes or an error, and what was mounted goes on."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +17,9 @@ from pathlib import Path
 import pytest
 
 from erofs_builder.payload import Form
+from mounts import mountinfo
 from tests.support.keeper_rig import (
+    REPOSITORY,
     Daemon,
     Image,
     daemon_pids,
@@ -24,6 +32,41 @@ from tests.support.loop_disk import QuotaDisk
 
 pytestmark = pytest.mark.root
 
+# No process can be started as long as there is a file of this name, and no group is kept while there is another.
+SERVE_IN_NEED = """
+import errno, logging, os, subprocess, sys
+from loader.keeper import supervisor
+from loader.keeper.config import KeeperConfig
+logging.basicConfig(format="supervisor: %(message)s", level=logging.INFO)
+supervisor._STOP_PATIENCE = 1.0
+start = subprocess.Popen
+def popen(*arguments, **options):
+    if os.path.exists(sys.argv[2]):
+        raise BlockingIOError(errno.EAGAIN, "no more processes")
+    return start(*arguments, **options)
+subprocess.Popen = popen
+apply = supervisor.apply
+def forgetful(fds, fields, received):
+    apply(fds, {} if os.path.exists(sys.argv[3]) and fields.get("FDNAME") == "group" else fields, received)
+supervisor.apply = forgetful
+sys.exit(supervisor.run(KeeperConfig.from_json(sys.argv[1])))
+"""
+
+
+class DaemonInNeed(Daemon):
+    @property
+    def need(self) -> Path:
+        return self.source / "need"
+
+    @property
+    def lost(self) -> Path:
+        return self.source / "lost"
+
+    def start_process(self) -> None:
+        command = [sys.executable, "-c", SERVE_IN_NEED, self.config.to_json(), str(self.need), str(self.lost)]
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log)
+
 
 @pytest.fixture
 def image(tmp_path: Path) -> Image:
@@ -31,8 +74,31 @@ def image(tmp_path: Path) -> Image:
 
 
 @pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    made = DaemonInNeed(tmp_path, grace=2.0)
+    made.start()
+    yield made
+    made.close()
+
+
+@pytest.fixture
 def target(tmp_path: Path) -> Path:
     return tmp_path / "mnt"
+
+
+@pytest.fixture
+def reader(daemon: Daemon, image: Image, target: Path) -> subprocess.Popen[str]:
+    """It waits for a registry that says nothing."""
+    daemon.mount(image, target)
+    (daemon.source / "silent").touch()
+    started = start_reader(target)
+    wait_until(lambda: daemon.call("status")["requests"])
+    return started
+
+
+def check(reader: subprocess.Popen[str], image: Image, *errors: int) -> None:
+    for name, found in results(reader).items():
+        assert found in (image.files[name], *(f"errno {error}" for error in (errno.EIO, *errors)))
 
 
 def check_parked(daemon: Daemon, image: Image, target: Path) -> None:
@@ -42,6 +108,112 @@ def check_parked(daemon: Daemon, image: Image, target: Path) -> None:
     (daemon.source / "silent").unlink(missing_ok=True)
     daemon.start()
     assert daemon.call("status")["fenced"] == []
+    assert results(start_reader(target)) == image.files
+
+
+def kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+# A stop
+
+
+def test_a_keeper_dies_just_before_a_stop(
+    daemon: Daemon, image: Image, target: Path, reader: subprocess.Popen[str]
+) -> None:
+    kill(daemon.pids()[0])
+    assert daemon.stop() == 0
+    check(reader, image)
+    check_parked(daemon, image, target)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.1])
+def test_a_keeper_dies_in_a_stop(
+    daemon: Daemon, image: Image, target: Path, reader: subprocess.Popen[str], delay: float
+) -> None:
+    keeper, _ = daemon.pids()
+    assert daemon.process is not None
+    daemon.process.send_signal(signal.SIGTERM)
+    time.sleep(delay)
+    kill(keeper)
+    assert daemon.process.wait(60) == 0
+    check(reader, image)
+    check_parked(daemon, image, target)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.1, 0.2])
+def test_a_stop_while_a_keeper_starts(
+    daemon: Daemon, image: Image, target: Path, reader: subprocess.Popen[str], delay: float
+) -> None:
+    """It has no handler for the signal yet."""
+    keeper, _ = daemon.pids()
+    kill(keeper)
+    wait_until(lambda: "starting the next" in daemon.log.read_text())
+    time.sleep(delay)
+    assert daemon.stop() == 0
+    check(reader, image)
+    check_parked(daemon, image, target)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.1])
+def test_a_stop_while_a_keeper_takes_the_supervisors_place(
+    daemon: Daemon, image: Image, target: Path, reader: subprocess.Popen[str], delay: float
+) -> None:
+    keeper, _ = daemon.pids()
+    assert daemon.process is not None
+    daemon.process.kill()
+    wait_until(lambda: b"loader.keeper.supervisor" in Path(f"/proc/{keeper}/cmdline").read_bytes())
+    time.sleep(delay)
+    os.kill(keeper, signal.SIGTERM)
+    daemon.process.wait()
+    wait_until(lambda: keeper not in daemon_pids(daemon.root))
+    check(reader, image)
+    check_parked(daemon, image, target)
+
+
+def test_a_stop_without_a_keeper(
+    daemon: DaemonInNeed, image: Image, target: Path, reader: subprocess.Popen[str]
+) -> None:
+    """None can be started to do it in order: fenced, while the group is still held."""
+    keeper, _ = daemon.pids()
+    daemon.need.touch()
+    kill(keeper)
+    assert daemon.stop() == 1
+    check(reader, image, errno.ENOENT)
+    assert not any(mount.target == str(target) for mount in mountinfo("erofs"))
+    assert not any(path.exists() for path in daemon.cache_files(image))
+    daemon.need.unlink()
+    daemon.start()
+    assert [item["target"] for item in daemon.call("status")["fenced"]] == [str(target)]
+
+
+# Processes that cannot be started
+
+
+def test_no_keeper_can_be_started_for_a_while(
+    daemon: DaemonInNeed, image: Image, target: Path, reader: subprocess.Popen[str]
+) -> None:
+    keeper, _ = daemon.pids()
+    (daemon.source / "silent").unlink()
+    daemon.need.touch()
+    kill(keeper)
+    wait_until(lambda: daemon.log.read_text().count("no more processes") >= 3)
+    daemon.need.unlink()
+    assert results(reader) == image.files
+    assert daemon.call("status")["generation"] == 2
+
+
+def test_what_a_keeper_alone_held_is_fenced(daemon: DaemonInNeed, image: Image, target: Path) -> None:
+    """Its descriptors had not reached the supervisor, so its group was closed when it died."""
+    assert daemon.stop() == 0
+    daemon.lost.touch()
+    daemon.start()
+    daemon.mount(image, target)
+    kill(daemon.pids()[0])
+    wait_until(lambda: daemon.call("status")["generation"] >= 3)
+    assert [item["target"] for item in daemon.call("status")["fenced"]] == [str(target)]
+    daemon.mount(image, target)
     assert results(start_reader(target)) == image.files
 
 

@@ -156,6 +156,7 @@ def test_who_cannot_become_the_supervisor(monkeypatch: pytest.MonkeyPatch, failu
     monkeypatch.setattr(os, "execve", execve)
     monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr(process, "_PAUSE", 0.0)
+    monkeypatch.setattr(process, "_hold_signals", lambda keeper: None)
     monkeypatch.delenv("EROFS_LOADER_STORED", raising=False)
     nothing = SimpleNamespace(handed_down=dict, close=lambda: None)
     control = socket.socket()

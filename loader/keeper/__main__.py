@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import resource
+import signal
 import sys
 import time
 from typing import NoReturn
@@ -13,7 +15,7 @@ from typing import NoReturn
 from loader.keeper.config import CONFIG_ENV, STORED_ENV, SUPERVISOR_ENV, KeeperConfig
 from loader.keeper.fdstore import NOTIFY, FdStore, listen_fds, to_environment
 from loader.keeper.journal import CAPACITY
-from loader.keeper.keeper import CONTROL, LOCK, Keeper
+from loader.keeper.keeper import CONTROL, LOCK, SIGNALS, Keeper
 from loader.keeper.plane_fanotify import reserve_journaled
 
 NO_KERNEL_SUPPORT = 13
@@ -62,6 +64,7 @@ def orphaned(keeper: Keeper) -> NoReturn:
     if os.environ.get(STORED_ENV):
         os._exit(1)
     log.error("the supervisor is gone: taking its place")
+    _hold_signals(keeper)
     keeper.drop_standby()
     if keeper.worker is not None:
         keeper.worker.finish()
@@ -80,8 +83,17 @@ def orphaned(keeper: Keeper) -> NoReturn:
         except OSError as error:  # no memory; or this Python is being replaced, or was removed
             log.error("%s: %s", sys.executable, error)
             time.sleep(_PAUSE)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     keeper.park()  # the last that holds must not end
     os._exit(0)
+
+
+def _hold_signals(keeper: Keeper) -> None:
+    """Have signals wait until the supervisor that this process becomes has handlers; those too that came already."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    with contextlib.suppress(BlockingIOError):
+        for number in keeper.signals.recv(64):
+            os.kill(os.getpid(), number)
 
 
 if __name__ == "__main__":

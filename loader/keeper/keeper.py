@@ -338,6 +338,7 @@ class Keeper:
         signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
         for number in SIGNALS:
             signal.signal(number, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the supervisor starts us with them blocked
         self._register(ours, self._on_signals)
         self._signals = (ours, theirs)
 

@@ -300,8 +300,7 @@ class FanotifyPlane:
     def _deny_unjournaled(self) -> None:
         """Deny the events that the last keeper had read, but not yet written down. EROFS asks again for most."""
         journaled = {entry.fd for entry in self._journal.entries()}
-        limit = self._journal.high + _OPEN_OF_OBJECT * len(self._state.objects) + _OPEN_ELSE
-        for fd in range(min(limit, CAPACITY)):
+        for fd in unanswered(self._journal, len(self._state.objects)):
             if fd not in journaled:
                 with contextlib.suppress(OSError):
                     fanotify.answer(self.group, fd, errno.EIO)
@@ -363,6 +362,11 @@ def _open_again(item: Object) -> int:
         if not item.released:
             raise
         return os.open(item.path, os.O_RDONLY | flags)
+
+
+def unanswered(journal: Journal, objects: int) -> range:
+    """The numbers of all events that keepers with so many objects may have left without an answer."""
+    return range(min(journal.high + _OPEN_OF_OBJECT * objects + _OPEN_ELSE, CAPACITY))
 
 
 def reserve_journaled(fds: dict[str, int]) -> None:

@@ -23,6 +23,7 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from loader.errors import BusyError, LoaderError
 from loader.keeper import fence, handover
@@ -30,6 +31,7 @@ from loader.keeper.config import CONFIG_ENV, STORED_ENV, SUPERVISOR_ENV, KeeperC
 from loader.keeper.fdstore import NOTIFY, FdStore, apply, listen_fds, parse_fields, receive_with_fds, to_environment
 from loader.keeper.host import Host, find_host
 from loader.keeper.keeper import CONTROL, LOCK, SIGNALS
+from loader.keeper.last_guard import fence_held
 from loader.keeper.plane_cachefiles import DEVICE
 from loader.keeper.plane_fanotify import GROUP, JOURNAL
 from loader.keeper.state import State
@@ -40,6 +42,7 @@ _LOCK_PATIENCE = 5.0  # seconds: a keeper whose supervisor died under systemd ne
 _SILENCE = 20.0  # seconds without a sign of life after which a keeper is killed
 _TICK = 1.0
 _SHORT_LIFE = 1.0  # a keeper that served no longer than this counts as a crash loop; a killed one is replaced at once
+_STOP_PATIENCE = 30.0  # seconds after the first one that died in a stop in which others are started to end it in order
 
 
 def run(config: KeeperConfig) -> int:
@@ -82,37 +85,84 @@ class Supervisor:
         self._heard = 0.0
         self._served = math.inf  # since when this keeper serves
         self._ready = self._parked = self._stopping = False
-        self._took_over = guarded(fds)  # mounts depend on what we hold: giving up would let their holes be read
+        self._give_up_at = math.inf
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._notify, selectors.EVENT_READ, self._on_notify)
         self._wakeup = socket.socketpair()
         for end in self._wakeup:
             end.setblocking(False)
         self._selector.register(self._wakeup[0], selectors.EVENT_READ, self._on_signals)
+        self._handlers: dict[signal.Signals, Any] = {}
         for name, fd in fds.items():  # what systemd does not have yet: taken over from a parked keeper, or made here
             self._upstream.store(name, fd)
 
+    def _catch_signals(self) -> None:
+        self._handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        signal.set_wakeup_fd(self._wakeup[1].fileno(), warn_on_full_buffer=False)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a keeper that takes our place has them blocked
+
     def run(self) -> int:
-        handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
-        wakeup = signal.set_wakeup_fd(self._wakeup[1].fileno(), warn_on_full_buffer=False)
+        took_over = guarded(self._fds)  # mounts depend on what we hold: giving up would let their holes be read
         backoff = Backoff()
+        self._catch_signals()
         try:
             while True:
                 status = self._run_keeper()
                 if self._parked or status == 0:
                     return 0
-                if self._stopping or not (self._ready or self._took_over):
+                if not (self._ready or took_over):
+                    return max(status, 1)
+                if self._gives_up():
+                    self._fence_held()
                     return max(status, 1)
                 log.error("the keeper ended with status %d: starting the next", status)
+                self._fence_what_was_lost()
                 time.sleep(backoff.wait(time.monotonic() - self._served < _SHORT_LIFE))
         finally:
-            signal.set_wakeup_fd(wakeup)
-            for number, handler in handlers.items():
+            signal.set_wakeup_fd(-1)
+            for number, handler in self._handlers.items():
                 signal.signal(number, handler)
             self._close()
 
+    def _gives_up(self) -> bool:
+        """Whether a stop has to do without a keeper that leaves in order."""
+        if self._stopping and self._give_up_at == math.inf:
+            self._give_up_at = time.monotonic() + _STOP_PATIENCE
+        return time.monotonic() > self._give_up_at
+
+    def _fence_held(self) -> None:
+        if GROUP in self._fds and JOURNAL in self._fds:
+            fence_held(self._fds[GROUP], self._fds[JOURNAL], State.load(self._config.root), self._host)
+
+    def _fence_what_was_lost(self) -> None:
+        """A keeper whose descriptors did not reach us was the only one that held them."""
+        if self._ready and not guarded(self._fds):
+            log.error("what the keeper held was lost with it")
+            fence.fence_unguarded(State.load(self._config.root), self._host)
+
     def _run_keeper(self) -> int:
         """One keeper, from its start to its end: its exit status."""
+        try:
+            pidfd = self._start_keeper()
+        except (OSError, subprocess.SubprocessError) as error:  # a limit of processes; an upgrade of Python
+            log.error("no keeper can be started: %s", error)
+            return 1
+        ended: list[bool] = []
+        self._selector.register(pidfd, selectors.EVENT_READ, lambda: ended.append(True))
+        try:
+            if self._stopping:  # the one before it did not live to do it
+                self._signal(signal.SIGTERM)
+            while not ended and not self._parked:
+                for key, _ in self._selector.select(_TICK):
+                    key.data()
+                self._watch_silence()
+            return 0 if self._parked else self._bury()
+        finally:
+            self._selector.unregister(pidfd)
+            os.close(pidfd)
+
+    def _start_keeper(self) -> int:
+        """Start one; its pidfd. Until it has handlers of its own signals wait: the default is to die of them."""
         inherited = self._fds | {LOCK: self._lock, NOTIFY: self._keepers_end.fileno()} | self._host.handed_down()
         environment = (
             os.environ
@@ -124,28 +174,25 @@ class Supervisor:
             }
         )
         environment.pop("NOTIFY_SOCKET", None)
-        command = [sys.executable, "-m", "loader.keeper"]
-        self._keeper = subprocess.Popen(
-            command,
-            env=environment,
-            pass_fds=tuple(inherited.values()),
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-        )
         self._heard = time.monotonic()
         self._served = math.inf
-        pidfd = os.pidfd_open(self._keeper.pid)
-        ended: list[bool] = []
-        self._selector.register(pidfd, selectors.EVENT_READ, lambda: ended.append(True))
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
-            while not ended and not self._parked:
-                for key, _ in self._selector.select(_TICK):
-                    key.data()
-                self._watch_silence()
-            return 0 if self._parked else self._bury()
+            self._keeper = subprocess.Popen(
+                [sys.executable, "-m", "loader.keeper"],
+                env=environment,
+                pass_fds=tuple(inherited.values()),
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+            )
         finally:
-            self._selector.unregister(pidfd)
-            os.close(pidfd)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        try:
+            return os.pidfd_open(self._keeper.pid)
+        except OSError:
+            self._keeper.kill()
+            self._bury()
+            raise
 
     def _bury(self) -> int:
         """After a keeper's end: what it had still sent, and whom it left behind."""
@@ -183,8 +230,6 @@ class Supervisor:
         if fields.get("READY") == "1":
             self._ready = True
             self._served = min(self._served, self._heard)
-            if self._stopping:
-                self._signal(signal.SIGTERM)
         apply(self._fds, fields, received)
         return True
 
