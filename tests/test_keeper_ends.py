@@ -1,5 +1,5 @@
-"""Ends at bad moments, in the decoded form: a stop in which the keeper dies, a disk that is full. A reader gets
-right bytes or an error, and what was mounted goes on."""
+"""Ends at bad moments, in the decoded form: a stop in which the keeper dies, a start that fails, a disk that is full.
+A reader gets right bytes or an error, and what was mounted goes on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,8 @@ from pathlib import Path
 import pytest
 
 from erofs_builder.payload import Form
+from loader.keeper import handover
+from loader.keeper.fdstore import receive_with_fds
 from mounts import mountinfo
 from tests.support.keeper_rig import (
     REPOSITORY,
@@ -215,6 +218,78 @@ def test_what_a_keeper_alone_held_is_fenced(daemon: DaemonInNeed, image: Image, 
     assert [item["target"] for item in daemon.call("status")["fenced"]] == [str(target)]
     daemon.mount(image, target)
     assert results(start_reader(target)) == image.files
+
+
+# A start
+
+
+def test_a_start_that_fails_leaves_the_guard(daemon: Daemon, image: Image, target: Path) -> None:
+    """Another daemon answers at the socket; the parked keeper is asked, and goes on holding."""
+    daemon.mount(image, target)
+    assert daemon.stop() == 0
+    guard = handover.places(daemon.config)[0]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+        other.bind(str(daemon.config.socket))
+        other.listen(1)
+        daemon.start_process()
+        assert daemon.process is not None
+        assert daemon.process.wait(60) == 1
+    assert "another daemon answers there" in daemon.log.read_text()
+    assert guard.is_socket()
+    check_parked(daemon, image, target)
+
+
+def test_no_twin_wakes_beside_the_next_keeper(daemon: Daemon, image: Image, target: Path) -> None:
+    """It is gone before the next daemon says that it has everything; if that never comes, there is another one."""
+    daemon.mount(image, target)
+    assert daemon.stop() == 0
+    pair = set(daemon_pids(daemon.root))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.connect(str(handover.places(daemon.config)[0]))
+        while (packet := receive_with_fds(connection, 256))[0] != b"end":
+            os.close(packet[1][0])
+        wait_until(lambda: len(pair & set(daemon_pids(daemon.root))) == 1)
+        time.sleep(0.2)
+        assert len(daemon_pids(daemon.root)) == 1
+    wait_until(lambda: len(set(daemon_pids(daemon.root)) - pair) == 1)
+    check_parked(daemon, image, target)
+
+
+def test_a_parked_keeper_that_is_killed_in_the_handover(daemon: Daemon, image: Image, target: Path) -> None:
+    """Whoever takes over has everything by then."""
+    daemon.mount(image, target)
+    assert daemon.stop() == 0
+    taken: list[dict[str, int]] = []
+
+    def prepare(fds: dict[str, int]) -> None:
+        taken.append(fds)
+        wait_until(lambda: len(daemon_pids(daemon.root)) == 1)
+        kill(daemon_pids(daemon.root)[0])
+
+    handover.take_over(daemon.config, prepare)
+    assert [{"group", "journal", "readers"} <= set(fds) for fds in taken] == [True]
+    assert daemon_pids(daemon.root) == []
+    for fd in taken[0].values():
+        os.close(fd)
+
+
+def test_a_parked_keeper_that_loses_patience_is_asked_again(daemon: Daemon, image: Image, target: Path) -> None:
+    """It reads events again by then: nobody may go on beside it."""
+    daemon.mount(image, target)
+    assert daemon.stop() == 0
+    taken: list[dict[str, int]] = []
+
+    def prepare(fds: dict[str, int]) -> None:
+        taken.append(fds)
+        if len(taken) == 1:
+            wait_until(lambda: len(daemon_pids(daemon.root)) == 1)
+            wait_until(lambda: len(daemon_pids(daemon.root)) == 2, 20)  # a new twin
+
+    handover.take_over(daemon.config, prepare)
+    assert len(taken) == 2
+    wait_until(lambda: daemon_pids(daemon.root) == [], 5)
+    for fd in [fd for fds in taken for fd in fds.values()]:
+        os.close(fd)
 
 
 # A full disk

@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 PARKED = "X_EROFS_PARKED"  # to the supervisor: go, this keeper stays
 _TIMEOUT = 10.0
 _PAUSE = 1.0  # seconds until a twin is tried again that could not be forked
+_ATTEMPTS = 10  # at a handover, with parked keepers that are killed
+_AGAIN = 0.1  # seconds between them
 
 
 def places(config: KeeperConfig) -> list[Path]:
@@ -84,7 +86,7 @@ def _hold(keeper: Keeper, listener: socket.socket | None, twin: Twin, until: flo
             _refuse(keeper)
         if signals in ready and signal.SIGTERM in os.read(signals, 64) and _may_go(keeper):
             return True
-        if listener and asked in ready and _hand_over(keeper, listener):
+        if listener and asked in ready and _hand_over(keeper, listener, twin):
             return True
         if twin.pidfd in ready or time.monotonic() >= fork_again:
             return False
@@ -144,8 +146,12 @@ def _unlink(paths: list[Path]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _hand_over(keeper: Keeper, listener: socket.socket) -> bool:
-    """Give every descriptor to whoever connected; false if it did not take them all."""
+def _hand_over(keeper: Keeper, listener: socket.socket, twin: Twin) -> bool:
+    """Give every descriptor to whoever connected; false if it did not take them all.
+
+    The twin is ended before they are taken: should this process be killed then, it must not read events in its place,
+    beside the next keeper. Their numbers are the same, and so the answer to the one's could be the other's.
+    """
     connection, _ = listener.accept()
     with connection:
         connection.settimeout(_TIMEOUT)
@@ -153,34 +159,41 @@ def _hand_over(keeper: Keeper, listener: socket.socket) -> bool:
             for name, fd in keeper.plane.handed_down().items():
                 send_with_fds(connection, name.encode(), [fd])
             send_with_fds(connection, b"end", [])
+            twin.end()
             taken = connection.recv(16) == b"taken"
         except OSError as error:
             log.error("handover: %s", error)
             return False
-        if taken:  # the end of the connection tells that this keeper reads no more
+        if taken:  # that nobody listens, and the end of the connection, tell that this keeper reads no more
             _unlink(places(keeper.config))
+            listener.close()
         return taken
 
 
-def take_over(config: KeeperConfig, check: Callable[[Mapping[str, int]], object]) -> dict[str, int]:
-    """The descriptors of a parked keeper; none when there is none. What `check` raises leaves it parked."""
-    fds: dict[str, int] = {}
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-        connection.settimeout(_TIMEOUT)
-        if not _connect(connection, places(config)):
-            return {}
-        while True:
-            name, received = receive_with_fds(connection, 256)
-            if not name:
-                raise OSError("the parked keeper ended in the middle of the handover")
-            if name == b"end":
+def take_over(config: KeeperConfig, prepare: Callable[[dict[str, int]], None]) -> None:
+    """Have `prepare` get the descriptors of a parked keeper, or none when there is none.
+
+    If it raises, that keeper goes on holding. Else it goes, unless it has lost patience, or was killed and has a twin
+    in its place: they still listen, and then `prepare` gets theirs.
+    """
+    prepared = False
+    for _ in range(_ATTEMPTS):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+            connection.settimeout(_TIMEOUT)
+            if not _connect(connection, places(config)):
                 break
-            fds[name.decode()] = received[0]
-        check(fds)  # before it lets go: nobody else may hold them
-        connection.send(b"taken")
-        with contextlib.suppress(OSError):
-            connection.recv(1)  # end of file
-    return fds
+            received = _receive(connection)
+            if received is None:
+                time.sleep(_AGAIN)
+                continue
+            prepare(received)
+            prepared = True
+            if _goes(connection):
+                break
+    else:
+        raise OSError("the parked keeper ends every handover in the middle")
+    if not prepared:
+        prepare({})
 
 
 def _connect(connection: socket.socket, paths: list[Path]) -> bool:
@@ -188,6 +201,35 @@ def _connect(connection: socket.socket, paths: list[Path]) -> bool:
         with contextlib.suppress(OSError):
             connection.connect(str(path))
             return True
+    return False
+
+
+def _receive(connection: socket.socket) -> dict[str, int] | None:
+    """The descriptors, by name; None if whoever sends them ended before the last."""
+    fds: dict[str, int] = {}
+    while True:
+        try:
+            name, received = receive_with_fds(connection, 256)
+        except ConnectionResetError:
+            name, received = b"", []
+        if name == b"end":
+            return fds
+        if not name:
+            for fd in fds.values():
+                os.close(fd)
+            return None
+        fds[name.decode()] = received[0]
+
+
+def _goes(connection: socket.socket) -> bool:
+    """Tell a parked keeper that it may go; false if the connection ended, which does not tell whether it does."""
+    try:
+        connection.send(b"taken")
+        connection.recv(1)
+    except TimeoutError:  # it is stopped: it will find that and go
+        return True
+    except OSError:
+        pass
     return False
 
 

@@ -21,7 +21,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +54,9 @@ def run(config: KeeperConfig) -> int:
     lock = fds.pop(LOCK, None)
     if lock is None:
         lock = _lock(config.root)
-    for name, fd in handover.take_over(config, partial(check_plane, config.plane)).items():
-        apply(fds, {"FDSTORE": "1", "FDNAME": name}, [fd])
-    check_plane(config.plane, fds)
-    if not guarded(fds):
-        fence.fence_unguarded(State.load(config.root), host)
-    if CONTROL in fds and not config.socket.is_socket():  # nobody finds a listener whose name is gone
-        FdStore(os.environ.get("NOTIFY_SOCKET")).remove(CONTROL)
-        os.close(fds.pop(CONTROL))
-    if CONTROL not in fds:
-        fds[CONTROL] = _listen(config.socket)
-    status = Supervisor(config, fds, lock, host).run()
+    supervisor = Supervisor(config, fds, lock, host)
+    handover.take_over(config, supervisor.prepare)
+    status = supervisor.run()
     if status:  # no keeper could be brought up, nobody guards what is mounted
         fence.fence_unguarded(State.load(config.root), host)
     return status
@@ -93,18 +84,43 @@ class Supervisor:
             end.setblocking(False)
         self._selector.register(self._wakeup[0], selectors.EVENT_READ, self._on_signals)
         self._handlers: dict[signal.Signals, Any] = {}
-        for name, fd in fds.items():  # what systemd does not have yet: taken over from a parked keeper, or made here
+
+    def prepare(self, received: dict[str, int]) -> None:
+        """Everything that may fail, while a parked keeper, if `received` is of one, still guards what is mounted."""
+        for name, fd in received.items():
+            apply(self._fds, {"FDSTORE": "1", "FDNAME": name}, [fd])
+        check_plane(self._config.plane, self._fds)
+        if not guarded(self._fds):
+            fence.fence_unguarded(State.load(self._config.root), self._host)
+        self._have_control()
+        for name, fd in self._fds.items():  # what systemd does not have yet
             self._upstream.store(name, fd)
+        self._catch_signals()
+
+    def _have_control(self) -> None:
+        """The listening socket; a new one, should its name be gone: nobody would find that one."""
+        if CONTROL in self._fds and self._config.socket.is_socket():
+            return
+        try:
+            listener = _listen(self._config.socket)
+        except (OSError, LoaderError) as error:
+            if CONTROL not in self._fds:
+                raise
+            log.error("%s: %s", self._config.socket, error)  # to end would be worse than not to be found
+            return
+        self._upstream.remove(CONTROL)
+        apply(self._fds, {"FDSTORE": "1", "FDNAME": CONTROL}, [listener])
 
     def _catch_signals(self) -> None:
-        self._handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
-        signal.set_wakeup_fd(self._wakeup[1].fileno(), warn_on_full_buffer=False)
+        if not self._handlers:
+            self._handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+            signal.set_wakeup_fd(self._wakeup[1].fileno(), warn_on_full_buffer=False)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a keeper that takes our place has them blocked
 
     def run(self) -> int:
+        """After `prepare`: the exit status."""
         took_over = guarded(self._fds)  # mounts depend on what we hold: giving up would let their holes be read
         backoff = Backoff()
-        self._catch_signals()
         try:
             while True:
                 status = self._run_keeper()

@@ -24,10 +24,14 @@ class Twin(NamedTuple):
             os.waitpid(self.pid, 0)
             os.close(self.pidfd)
 
-    def kill(self) -> None:
+    def end(self) -> None:
+        """From here on it does nothing any more; it is still to be reaped."""
         if self:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-            self.reap()
+
+    def kill(self) -> None:
+        self.end()
+        self.reap()
 
 
 def fork_twin(let_go: Callable[[], None]) -> Twin | None:
