@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -216,11 +217,12 @@ class Daemon:
         for mount in mountinfo("erofs"):
             if mount.target.startswith(str(self.root.parent)):
                 umount2(mount.target, MNT_DETACH)
-        for pid in daemon_pids(self.root):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+        if self.process is not None:  # else it would start one more keeper, which takes its place
+            self.process.send_signal(signal.SIGSTOP)
+        while pids := daemon_pids(self.root):
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         if self.process is not None:
             self.process.kill()
             self.process.wait()
