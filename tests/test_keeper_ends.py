@@ -17,9 +17,14 @@ from pathlib import Path
 
 import pytest
 
+import fanotify
 from erofs_builder.payload import Form
 from loader.keeper import handover
+from loader.keeper.config import KeeperConfig
 from loader.keeper.fdstore import receive_with_fds
+from loader.keeper.host import Host
+from loader.keeper.state import State
+from loader.keeper.supervisor import Supervisor
 from mounts import mountinfo
 from tests.support.keeper_rig import (
     REPOSITORY,
@@ -290,6 +295,41 @@ def test_a_parked_keeper_that_loses_patience_is_asked_again(daemon: Daemon, imag
     wait_until(lambda: daemon_pids(daemon.root) == [], 5)
     for fd in [fd for fds in taken for fd in fds.values()]:
         os.close(fd)
+
+
+def test_a_group_without_its_journal_is_let_go_of_before_the_fence(tmp_path: Path) -> None:
+    """Else the truncation of what is fenced would wait for an answer of this very process."""
+    config = KeeperConfig(root=tmp_path, socket=tmp_path / "control.sock")
+    data = tmp_path / "blobs/decoded/a/data"
+    data.parent.mkdir(parents=True)
+    data.write_bytes(bytes(8192))
+    state = State.load(tmp_path)
+    item = state.new_object("fanotify", name="decoded/a", path=str(data), form="decoded", size=8192)
+    item.mounted = True
+    state.save()
+    group = fanotify.init()
+    fanotify.mark(group, data)
+    fds = {"group": group}
+    supervisor = Supervisor(config, fds, os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT), Host(None))
+    try:
+        with in_time(20):
+            supervisor.prepare({})
+        assert "group" not in fds and not data.exists()
+    finally:
+        signal.set_wakeup_fd(-1)
+        for number, handler in supervisor._handlers.items():
+            signal.signal(number, handler)
+        supervisor._close()
+
+
+@contextlib.contextmanager
+def in_time(seconds: int) -> Iterator[None]:
+    """SIGALRM ends this process if it takes longer: it cannot be helped in another way."""
+    handler = signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(seconds)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, handler)
 
 
 # A full disk

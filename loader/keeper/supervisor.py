@@ -91,11 +91,19 @@ class Supervisor:
             apply(self._fds, {"FDSTORE": "1", "FDNAME": name}, [fd])
         check_plane(self._config.plane, self._fds)
         if not guarded(self._fds):
+            self._drop_half_a_guard()
             fence.fence_unguarded(State.load(self._config.root), self._host)
         self._have_control()
         for name, fd in self._fds.items():  # what systemd does not have yet
             self._upstream.store(name, fd)
         self._catch_signals()
+
+    def _drop_half_a_guard(self) -> None:
+        """A group without its journal guards nothing, and would have the fence wait for an answer of its own."""
+        for name in {GROUP, JOURNAL} & set(self._fds):
+            with contextlib.suppress(OSError):
+                self._upstream.remove(name)
+            os.close(self._fds.pop(name))
 
     def _have_control(self) -> None:
         """The listening socket; a new one, should its name be gone: nobody would find that one."""
