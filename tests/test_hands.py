@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -127,3 +128,22 @@ def test_the_last_free_hand_watches(rig: Rig) -> None:
     for _ in range(2):
         rig.let_go.release()
     assert {rig.fetching.get(timeout=20)[0] for _ in range(2)} == {7, 9}
+
+
+def test_a_signal_that_does_not_end_a_wait_is_heeded(tmp_path: Path) -> None:
+    """As one does that comes just before the wait, or, as here, to another thread."""
+    flights = FlightTable(1, 1, (1, 1, 1))
+    packets: queue.Queue[None] = queue.Queue()
+
+    def signalled() -> None:
+        time.sleep(0.5)
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+
+    hands = Hands(flights, iter(packets.get, None), lambda _: None, lambda: None, lambda *_: None)
+    before = signal.signal(signal.SIGUSR1, lambda *_: packets.put(None))
+    try:
+        threading.Thread(target=signalled).start()
+        hands.work(1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        flights.stop()

@@ -15,6 +15,8 @@ from loader.cache.claims import WATCH, FlightTable, Run
 from loader.worker.link import Packet
 
 log = logging.getLogger(__name__)
+# Seconds. A signal that comes just before the main thread begins to wait is heeded when it has waited.
+LOOK = 1.0
 
 
 class Hands:
@@ -41,7 +43,8 @@ class Hands:
         for number in range(connections + 1):
             threading.Thread(target=self._work, name=f"hand-{number}", daemon=True).start()
         self._flights.unwatch()
-        self._ended.wait()
+        while not self._ended.wait(LOOK):
+            pass
 
     def _work(self) -> None:
         while (task := self._flights.take_or_watch()) is not None:
