@@ -141,12 +141,21 @@ class Supervisor:
                     return max(status, 1)
                 log.error("the keeper ended with status %d: starting the next", status)
                 self._fence_what_was_lost()
-                time.sleep(backoff.wait(time.monotonic() - self._served < _SHORT_LIFE))
+                self._wait(backoff.wait(time.monotonic() - self._served < _SHORT_LIFE))
         finally:
             signal.set_wakeup_fd(-1)
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
             self._close()
+
+    def _wait(self, seconds: float) -> None:
+        """Between two keepers: a stop is heard of also where none can be started."""
+        until = time.monotonic() + seconds
+        while True:
+            for key, _ in self._selector.select(max(0.0, until - time.monotonic())):
+                key.data()
+            if time.monotonic() >= until:
+                return
 
     def _gives_up(self) -> bool:
         """Whether a stop has to do without a keeper that leaves in order."""
