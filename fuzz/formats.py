@@ -24,7 +24,7 @@ from loader.artifact import PAYLOAD_SIZE_ANNOTATION, Artifact
 from loader.convert.load import load_contents, load_payload
 from loader.errors import LoaderError
 from loader.registry.base import Descriptor
-from loader.worker.images import verified_payload
+from loader.worker.payloads import verified_payload
 
 ALLOWED = (FormatError, IntegrityError, LoaderError)
 _TRAILER = 48

@@ -177,6 +177,66 @@ def test_a_patrol_finds_what_nobody_else_would(tmp_path: Path, published: Publis
         assert daemon.command("scrub")["damaged"] == 0
 
 
+def payload_of(daemon: Daemon) -> Path:
+    (path,) = (daemon.root / "images").glob("*/*.payload")
+    return path
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rotten_metadata_is_fetched_again_before_it_is_mounted(tmp_path: Path, published: Published, form: str) -> None:
+    address, digests = published
+    with FaultyRegistry(address) as registry, Daemon(tmp_path / "d", "--form", form) as daemon:
+        image = f"docker://{registry.address}/sample:1"
+        target = daemon.mount(image)
+        right = payload_of(daemon).read_bytes()
+        daemon.command("umount", str(target))
+        flip_bits(payload_of(daemon))
+        registry.off = True
+        os.kill(daemon.worker(), signal.SIGKILL)  # it knows this image's manifest, and so its metadata, by heart
+        digest = payload_of(daemon).parent.name
+        refused = daemon.run("mount", digest, str(target))
+        assert refused.returncode == 11 and read_all(target) == {}
+        registry.off = False
+        daemon.mount(image)
+        drop_caches()
+        assert read_all(target) == digests
+        assert payload_of(daemon).read_bytes() == right
+        assert daemon.counters()["damaged_payloads"] > 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_scrub_repairs_metadata_under_its_mount(tmp_path: Path, published: Published, form: str) -> None:
+    address, digests = published
+    with Daemon(tmp_path / "d", "--form", form) as daemon:
+        target = daemon.mount(f"docker://{address}/sample:1")
+        payload = payload_of(daemon)
+        right, inode = payload.read_bytes(), payload.stat().st_ino
+        assert daemon.command("scrub")["payloads"] == 1
+        flip_bits(payload)
+        done = daemon.run("scrub")
+        assert done.returncode == 12 and "1 were damaged" in done.stdout
+        assert (payload.read_bytes(), payload.stat().st_ino) == (right, inode)
+        drop_caches()
+        assert read_all(target) == digests
+        assert daemon.command("scrub")["damaged"] == 0
+
+
+def test_a_new_worker_repairs_what_is_mounted(tmp_path: Path, published: Published) -> None:
+    address, digests = published
+    with Daemon(tmp_path / "d") as daemon:
+        target = daemon.mount(f"docker://{address}/sample:1")
+        payload = payload_of(daemon)
+        right = payload.read_bytes()
+        flip_bits(payload)
+        os.kill(daemon.worker(), signal.SIGKILL)
+        until = time.monotonic() + 30
+        while payload.read_bytes() != right and time.monotonic() < until:
+            time.sleep(0.1)
+        assert payload.read_bytes() == right
+        drop_caches()
+        assert read_all(target) == digests
+
+
 @pytest.mark.parametrize(("form", "losses"), [("encoded", ("damaged", "gone")), ("decoded", ("header", "empty"))])
 def test_the_database_is_made_again(tmp_path: Path, published: Published, form: str, losses: tuple[str, str]) -> None:
     address, digests = published

@@ -10,7 +10,8 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -283,25 +284,34 @@ def test_a_file_that_cannot_be_fenced_keeps_nothing_else_from_it(daemon: Daemon,
     os.close(held)
 
 
-def test_stop_with_umount_stays_where_it_cannot_fence(tmp_path: Path, target: Path) -> None:
-    """Who still has a file open is guarded until somebody can do more about it."""
-    image = make_image(tmp_path / "image", Form.DECODED, blobs=1)
-    daemon = Daemon(tmp_path, on_stop="umount", grace=0.0)
+@contextlib.contextmanager
+def stopped_while_busy(
+    daemon: Daemon, image: Image, target: Path, meanwhile: Callable[[], AbstractContextManager[None]]
+) -> Iterator[None]:
+    """A daemon that is to unmount was stopped while somebody had a file open, who gets errors for what is missing."""
     held = -1
     try:
         daemon.start()
         daemon.mount(image, target)
         held = os.open(target / "blob0-file1", os.O_RDONLY)
-        with immutable(daemon.cache_files(image)[0]):
+        with meanwhile():
             assert daemon.stop() == 0
             assert not is_mounted(target)
-            assert daemon_pids(daemon.root)
             with pytest.raises(OSError):
                 os.pread(held, 65536, 0)
+            yield
     finally:
         if held >= 0:
             os.close(held)
         daemon.close()
+
+
+def test_stop_with_umount_stays_where_it_cannot_fence(tmp_path: Path, target: Path) -> None:
+    """Who still has a file open is guarded until somebody can do more about it."""
+    image = make_image(tmp_path / "image", Form.DECODED, blobs=1)
+    daemon = Daemon(tmp_path, on_stop="umount", grace=0.0)
+    with stopped_while_busy(daemon, image, target, lambda: immutable(daemon.cache_files(image)[0])):
+        assert daemon_pids(daemon.root)
 
 
 def test_a_page_cache_that_stays_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,17 +435,5 @@ def test_stop_with_umount(tmp_path: Path, image: Image, target: Path) -> None:
 def test_stop_with_umount_of_a_busy_mount(tmp_path: Path, image: Image, target: Path) -> None:
     """It goes lazily; whoever still has files open gets errors for what is missing."""
     daemon = Daemon(tmp_path, on_stop="umount")
-    held = -1
-    try:
-        daemon.start()
-        daemon.mount(image, target)
-        held = os.open(target / "blob0-file1", os.O_RDONLY)
-        assert daemon.stop() == 0
-        assert not is_mounted(target)
+    with stopped_while_busy(daemon, image, target, contextlib.nullcontext):
         assert daemon_pids(daemon.root) == []
-        with pytest.raises(OSError):
-            os.pread(held, 65536, 0)
-    finally:
-        if held >= 0:
-            os.close(held)
-        daemon.close()

@@ -21,9 +21,10 @@ from loader.cache.layout import Layout
 from loader.errors import UsageError
 from loader.registry.base import Descriptor
 from loader.worker.hints import hints_of
-from loader.worker.images import canonical, pinned, repository, verified_payload, wanted, with_digest
+from loader.worker.images import canonical, pinned, repository, wanted, with_digest
 from loader.worker.mounting import image_fsid
 from loader.worker.objects import Objects, StoredMetadata, tags
+from loader.worker.payloads import verified_payload
 from tests.support.cache_files import table_of
 from tests.support.sample_blobs import SampleBlob
 

@@ -3,7 +3,7 @@
     ROOT/
       records/state.db             SQLite (WAL): images, their blobs, mounts, last use      state.py
       images/HEX/image.json        the image's record, should the database be lost          records.py
-      images/HEX/FORM.payload      metadata payload, whole and verified; what is mounted   images.py
+      images/HEX/FORM.payload      metadata payload, whole and verified; what is mounted   payloads.py
       images/HEX/start, trace      lists of frames that a start reads                      starts.py
       blobs/FORM/HEX/table         its frame table (frames.py of the builder)               files.py
       blobs/FORM/HEX/data          sparse file: the blob in this form                       files.py
@@ -28,12 +28,14 @@ replaced (`synced`, payloads) are written in tmp/, synced and renamed.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from erofs_builder.digest import Digest
+from erofs_builder.erofs.layout import BLOCK
 from erofs_builder.payload import Form
 
 
@@ -111,6 +113,28 @@ def _write_new(path: Path, data: bytes, durable: bool) -> None:
             os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def write_over(path: Path, data: bytes) -> None:
+    """Make a file's bytes right, in place, where they are not: whoever reads this very file finds them. Synced."""
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        if os.fstat(fd).st_size != len(data):
+            os.ftruncate(fd, len(data))
+        for offset in range(0, len(data), BLOCK):
+            right = data[offset : offset + BLOCK]
+            if not _holds(fd, offset, right) and os.pwrite(fd, right, offset) != len(right):
+                raise OSError(errno.EIO, f"{path}: a block could not be written")
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _holds(fd: int, offset: int, right: bytes) -> bool:
+    try:
+        return os.pread(fd, len(right), offset) == right
+    except OSError:  # a sector that cannot be read: writing it often helps
+        return False
 
 
 def sync_directory(path: Path) -> None:

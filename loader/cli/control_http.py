@@ -33,7 +33,7 @@ class Answer:
             name, _, value = self._line().partition(b":")
             if not name:
                 return
-            if name.lower() == b"content-length":
+            if name.lower() == b"content-length" and value.strip().isdigit():
                 self._length = int(value)
         raise HangUpError("an answer without an end of its fields")
 

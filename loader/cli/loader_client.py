@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from erofs_builder.errors import FormatError, IntegrityError
-from loader.cli.control_http import Answer, HangUpError, ask
+from loader.cli.control_http import Answer, ask
 from loader.errors import BusyError, KernelSupportError, LoaderError, NotFoundError, RegistryError, UsageError
 
 # A query reads what the daemon has in memory: a minute covers any restart of its worker.
@@ -39,7 +39,7 @@ class Client:
                 with self._ask(method, path, timeout, body, query) as answer:
                     data = answer.read()
                 break
-            except (HangUpError, ConnectionResetError, BrokenPipeError) as error:
+            except ConnectionError as error:
                 # A worker that was replaced meanwhile; every operation may be repeated.
                 if last:
                     raise _hung_up(error) from None
@@ -64,7 +64,7 @@ class Client:
                     yield document
         except TimeoutError:
             raise self._silent(self._timeout) from None
-        except (HangUpError, ConnectionResetError, BrokenPipeError) as error:
+        except ConnectionError as error:
             raise _hung_up(error) from None
         if not document.get("finished"):
             raise _hung_up("in the middle of its answer")

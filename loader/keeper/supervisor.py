@@ -91,19 +91,19 @@ class Supervisor:
             apply(self._fds, {"FDSTORE": "1", "FDNAME": name}, [fd])
         check_plane(self._config.plane, self._fds)
         if not guarded(self._fds):
-            self._drop_half_a_guard()
-            fence.fence_unguarded(State.load(self._config.root), self._host)
+            self._fence_unguarded()
         self._have_control()
         for name, fd in self._fds.items():  # what systemd does not have yet
             self._upstream.store(name, fd)
         self._catch_signals()
 
-    def _drop_half_a_guard(self) -> None:
-        """A group without its journal guards nothing, and would have the fence wait for an answer of its own."""
+    def _fence_unguarded(self) -> None:
+        """Fence, with nothing in hand that guards. A group without its journal does not, and would have the fence wait
+        for an answer of this very process."""
         for name in {GROUP, JOURNAL} & set(self._fds):
-            with contextlib.suppress(OSError):
-                self._upstream.remove(name)
+            self._upstream.discard(name)
             os.close(self._fds.pop(name))
+        fence.fence_unguarded(State.load(self._config.root), self._host)
 
     def _have_control(self) -> None:
         """The listening socket; a new one, should its name be gone: nobody would find that one."""
@@ -171,7 +171,7 @@ class Supervisor:
         """A keeper whose descriptors did not reach us was the only one that held them."""
         if self._ready and not guarded(self._fds):
             log.error("what the keeper held was lost with it")
-            fence.fence_unguarded(State.load(self._config.root), self._host)
+            self._fence_unguarded()
 
     def _run_keeper(self) -> int:
         """One keeper, from its start to its end: its exit status."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import struct
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
@@ -13,29 +12,26 @@ from functools import partial
 from pathlib import Path
 
 from erofs_builder.digest import Digest
-from erofs_builder.errors import ArtifactError, IntegrityError
-from erofs_builder.payload import ALIGNMENT, Form, Payload, decode_payload, device_tag
-from loader.artifact import FOLLOWERS_ANNOTATION, PAYLOAD_SIZE_ANNOTATION, START_ANNOTATION, Artifact
+from erofs_builder.errors import ArtifactError
+from erofs_builder.payload import ALIGNMENT, Form
+from loader.artifact import FOLLOWERS_ANNOTATION, START_ANNOTATION, Artifact
 from loader.cache.claims import LEAST_AHEAD
 from loader.cache.layout import Layout
 from loader.cache.records import write_record
 from loader.cache.state import ImageRecord, State
-from loader.convert.load import decompress
 from loader.errors import BusyError, NotFoundError, RegistryError, UsageError
 from loader.registry.base import Descriptor, ImageSource
 from loader.registry.find import find_artifact
 from loader.registry.reference import LayoutReference, RegistryReference, RootfsReference, parse_reference
 from loader.worker.counters import Counters
 from loader.worker.objects import StoredMetadata, tags
-from loader.worker.payloads import Payloads
+from loader.worker.payloads import Payloads, payload_size, verified_payload
 from loader.worker.sources import Sources
 from loader.worker.starts import FOLLOWERS, START, Starts
 
 log = logging.getLogger(__name__)
 
 TRACE_PATIENCE = 1.0  # seconds
-MAX_PAYLOAD = 1 << 30  # decompressed; an image of ten million files stays below
-_SUPERBLOCK = 1024
 
 
 class Images:
@@ -155,7 +151,7 @@ class Images:
         metadata = artifact.metadata.get(form)
         if metadata is None:
             raise NotFoundError(f"{name}: the artifact has no metadata in the {form.value} form")
-        if metadata.size > _payload_size(metadata) + ALIGNMENT:
+        if metadata.size > payload_size(metadata) + ALIGNMENT:
             raise ArtifactError(f"metadata descriptor: {metadata.size} bytes compressed are more than its content")
         compressed = source.blob(metadata)
         if metadata.data is None:
@@ -198,47 +194,6 @@ class Images:
             self._state.remove_image(record.digest)
             self.reload()
         shutil.rmtree(self._layout.payload(record.digest, Form.ENCODED).parent, ignore_errors=True)
-
-
-def verified_payload(
-    compressed: bytes, descriptor: Descriptor, artifact: Artifact, form: Form
-) -> tuple[bytes, Payload]:
-    """Decompress a metadata payload, bounded, and hold it against the manifest that it belongs to."""
-    descriptor.digest.verify(compressed, "metadata payload")
-    size = _payload_size(descriptor)
-    data = decompress(compressed, size, "metadata payload")
-    payload = decode_payload(data)
-    if payload.form is not form:
-        raise ArtifactError(f"metadata payload: it is of the {payload.form.value} form, not {form.value}")
-    sizes = {blob.digest: blob.size for blob in artifact.blobs}
-    for table in payload.tables:
-        if sizes.get(table.blob_digest) != table.blob_size:
-            raise ArtifactError(f"metadata payload: the manifest does not list blob {table.blob_digest} in its size")
-    expected = [device_tag(form, table.blob_digest) for table in payload.tables]
-    if device_tags(payload.erofs_view) != expected:
-        raise IntegrityError("metadata payload: device slots and frame tables do not match")
-    return data, payload
-
-
-def _payload_size(descriptor: Descriptor) -> int:
-    text = descriptor.annotations.get(PAYLOAD_SIZE_ANNOTATION, "")
-    if not (text.isascii() and text.isdigit() and len(text) < 12) or not 0 < int(text) <= MAX_PAYLOAD:
-        raise ArtifactError(f"metadata descriptor: {PAYLOAD_SIZE_ANNOTATION} is {text[:40]!r}")
-    if int(text) % ALIGNMENT:
-        raise ArtifactError(f"metadata descriptor: {PAYLOAD_SIZE_ANNOTATION} is not a multiple of {ALIGNMENT}")
-    return int(text)
-
-
-def device_tags(erofs: bytes | memoryview) -> list[str]:
-    """The tags of a superblock's device slots, in order."""
-    if len(erofs) < _SUPERBLOCK + 128 or erofs[_SUPERBLOCK : _SUPERBLOCK + 4] != b"\xe2\xe1\xf5\xe0":
-        raise ArtifactError("metadata payload: no EROFS superblock")
-    count, slot = struct.unpack_from("<HH", erofs, _SUPERBLOCK + 86)
-    start = slot * 128
-    if start + count * 128 > len(erofs):
-        raise ArtifactError("metadata payload: device slots outside of the file")
-    slots = (bytes(erofs[position : position + 64]) for position in range(start, start + count * 128, 128))
-    return [tag.rstrip(b"\0").decode("ascii", "replace") for tag in slots]
 
 
 # Names of images

@@ -33,6 +33,7 @@ from loader.worker.starts import Starts
 from mounts.mountinfo import mountinfo
 
 log = logging.getLogger(__name__)
+_Choose = Callable[[memoryview], str | None]  # metadata to the domain that its mount joins
 
 # The encoded form must not be mounted with the kernel's default strategy: it keeps compressed pages of its own, and a
 # page that was read through a hole stays bad after the hole was filled.
@@ -76,14 +77,7 @@ class Mounting:
             image, target, form, lambda erofs: self._pages.domain(form, erofs, name, image.digest, domain), domain
         )
 
-    def _mount(
-        self,
-        image: ImageRecord,
-        target: str,
-        form: Form,
-        choose: Callable[[memoryview], str | None],
-        wanted: str | None,
-    ) -> MountRecord:
+    def _mount(self, image: ImageRecord, target: str, form: Form, choose: _Choose, wanted: str | None) -> MountRecord:
         try:
             return self._mount_stored(image, target, form, choose, wanted)
         except DamagedPayloadError:
@@ -91,12 +85,7 @@ class Mounting:
             return self._mount_stored(image, target, form, choose, wanted)
 
     def _mount_stored(
-        self,
-        image: ImageRecord,
-        target: str,
-        form: Form,
-        choose: Callable[[memoryview], str | None],
-        wanted: str | None,
+        self, image: ImageRecord, target: str, form: Form, choose: _Choose, wanted: str | None
     ) -> MountRecord:
         with self._lock:
             existing = self._existing(target)

@@ -1,5 +1,4 @@
-"""Metadata payloads on this node: stored once, checked each time before they are used, mended where the disk lets them
-rot.
+"""Metadata payloads: verified when they come, checked on this node's disk each time before they are used, mended there.
 
 The kernel believes what is in a payload's file. So what is damaged is written over in place, where the mounts that read
 it find the right bytes, and not replaced.
@@ -9,22 +8,29 @@ from __future__ import annotations
 
 import logging
 import os
+import struct
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from erofs_builder.digest import Digest
-from erofs_builder.erofs.layout import BLOCK
-from erofs_builder.errors import IntegrityError
-from erofs_builder.payload import Form, Payload, decode_payload
+from erofs_builder.errors import ArtifactError, IntegrityError
+from erofs_builder.payload import ALIGNMENT, Form, Payload, decode_payload, device_tag
+from loader.artifact import PAYLOAD_SIZE_ANNOTATION, Artifact
 from loader.cache.files import store_table
-from loader.cache.layout import Layout, replace_file
+from loader.cache.layout import Layout, replace_file, write_over
 from loader.cache.state import ImageRecord, State
+from loader.convert.load import decompress
 from loader.errors import NotFoundError
+from loader.registry.base import Descriptor
 from loader.worker.counters import Counters
 from loader.worker.sharing import announced_bytes, shared_copy
 
 log = logging.getLogger(__name__)
+
+MAX_PAYLOAD = 1 << 30  # decompressed; an image of ten million files stays below
+_SUPERBLOCK = 1024
 
 
 class DamagedPayloadError(IntegrityError):
@@ -94,7 +100,7 @@ class Payloads:
                 raise NotFoundError(f"{image} is not known here")
             data = self._fetch(record, form)
             self._expected(image, form).verify(data, f"the {form.value} metadata of {record.name}")
-            _write_over(self._layout.payload(image, form), data)
+            write_over(self._layout.payload(image, form), data)
             log.warning("%s: its %s metadata is repaired", record.name, form.value)
             return data
 
@@ -106,9 +112,12 @@ class Payloads:
                     yield image.digest, form
 
     def size(self, image: Digest, form: Form) -> int:
-        """Bytes of a payload's files."""
-        path = self._layout.payload(image, form)
-        return sum(file.stat().st_size for file in (path, shared_copy(path)) if file.exists())
+        """Bytes of a payload's files; 0 for what has just been removed."""
+        path, total = self._layout.payload(image, form), 0
+        for file in (path, shared_copy(path)):
+            with suppress(FileNotFoundError):
+                total += file.stat().st_size
+        return total
 
     def check(self, image: Digest, form: Form) -> bool:
         """Look at what is on the disk; whether that was damaged. LoaderError, IntegrityError: and cannot be mended."""
@@ -124,7 +133,7 @@ class Payloads:
         if shared.exists() and shared.read_bytes() != (right := announced_bytes(data)):
             log.error("%s is damaged: written again", shared)
             self._counters.add("damaged_payloads")
-            _write_over(shared, right)
+            write_over(shared, right)
             damaged = True
         return damaged
 
@@ -164,23 +173,43 @@ def _forget_pages(path: Path) -> None:
         os.close(fd)
 
 
-def _write_over(path: Path, data: bytes) -> None:
-    """Make a file's bytes right, in place, where they are not."""
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        if os.fstat(fd).st_size != len(data):
-            os.ftruncate(fd, len(data))
-        for offset in range(0, len(data), BLOCK):
-            right = data[offset : offset + BLOCK]
-            if not _holds(fd, offset, right) and os.pwrite(fd, right, offset) != len(right):
-                raise OSError(f"{path}: a block could not be written")
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def verified_payload(
+    compressed: bytes, descriptor: Descriptor, artifact: Artifact, form: Form
+) -> tuple[bytes, Payload]:
+    """Decompress a metadata payload, bounded, and hold it against the manifest that it belongs to."""
+    descriptor.digest.verify(compressed, "metadata payload")
+    size = payload_size(descriptor)
+    data = decompress(compressed, size, "metadata payload")
+    payload = decode_payload(data)
+    if payload.form is not form:
+        raise ArtifactError(f"metadata payload: it is of the {payload.form.value} form, not {form.value}")
+    sizes = {blob.digest: blob.size for blob in artifact.blobs}
+    for table in payload.tables:
+        if sizes.get(table.blob_digest) != table.blob_size:
+            raise ArtifactError(f"metadata payload: the manifest does not list blob {table.blob_digest} in its size")
+    expected = [device_tag(form, table.blob_digest) for table in payload.tables]
+    if device_tags(payload.erofs_view) != expected:
+        raise IntegrityError("metadata payload: device slots and frame tables do not match")
+    return data, payload
 
 
-def _holds(fd: int, offset: int, right: bytes) -> bool:
-    try:
-        return os.pread(fd, len(right), offset) == right
-    except OSError:  # a sector that cannot be read: writing it often helps
-        return False
+def payload_size(descriptor: Descriptor) -> int:
+    """Bytes of a payload when it is decompressed, as its manifest says. ArtifactError: that cannot be."""
+    text = descriptor.annotations.get(PAYLOAD_SIZE_ANNOTATION, "")
+    if not (text.isascii() and text.isdigit() and len(text) < 12) or not 0 < int(text) <= MAX_PAYLOAD:
+        raise ArtifactError(f"metadata descriptor: {PAYLOAD_SIZE_ANNOTATION} is {text[:40]!r}")
+    if int(text) % ALIGNMENT:
+        raise ArtifactError(f"metadata descriptor: {PAYLOAD_SIZE_ANNOTATION} is not a multiple of {ALIGNMENT}")
+    return int(text)
+
+
+def device_tags(erofs: bytes | memoryview) -> list[str]:
+    """The tags of a superblock's device slots, in order."""
+    if len(erofs) < _SUPERBLOCK + 128 or erofs[_SUPERBLOCK : _SUPERBLOCK + 4] != b"\xe2\xe1\xf5\xe0":
+        raise ArtifactError("metadata payload: no EROFS superblock")
+    count, slot = struct.unpack_from("<HH", erofs, _SUPERBLOCK + 86)
+    start = slot * 128
+    if start + count * 128 > len(erofs):
+        raise ArtifactError("metadata payload: device slots outside of the file")
+    slots = (bytes(erofs[position : position + 64]) for position in range(start, start + count * 128, 128))
+    return [tag.rstrip(b"\0").decode("ascii", "replace") for tag in slots]

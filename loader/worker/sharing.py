@@ -18,7 +18,7 @@ from erofs_builder.digest import Digest
 from erofs_builder.erofs.layout import BLOCK
 from erofs_builder.erofs.sharing import announce_fingerprints, has_fingerprints
 from erofs_builder.payload import Form
-from loader.cache.layout import replace_file
+from loader.cache.layout import replace_file, write_over
 from loader.config import DOMAIN
 from loader.errors import KernelSupportError, NotFoundError, UsageError
 from loader.registry.reference import RegistryReference, parse_reference
@@ -95,11 +95,13 @@ class PageSharing:
     def announced(self, payload: Path) -> Path:
         """A copy of a verified payload file with the fingerprints announced, beside it; the same file if it is there.
 
-        What is there is compared, not trusted: it is not synced.
+        What is there is compared, not trusted, and made right where another mount reads it.
         """
         copy, path = announced_bytes(payload.read_bytes()), shared_copy(payload)
-        if not path.exists() or path.read_bytes() != copy:
+        if not path.exists():
             replace_file(path, copy, self._tmp, durable=False)
+        elif path.read_bytes() != copy:
+            write_over(path, copy)
         return path
 
 

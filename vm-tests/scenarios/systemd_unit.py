@@ -52,6 +52,26 @@ def under_load(guest):
         loader("status")
     with guest.step("SIGKILL the main process"):
         _replaced(unit, wait_for, lambda pid: os.kill(pid, signal.SIGKILL))
+    _never_gives_up(guest, unit)
+    with guest.step("the watchdog ends a main process that hangs"):
+        _replaced(unit, wait_for, lambda pid: os.kill(pid, signal.SIGSTOP))
+    _upgrade(guest, unit)
+    guest.fact("readers still reading after all that", readers.running())
+    guest.ask("link_fast")
+    with guest.step("every byte, by every reader"):
+        expect_right(readers.results(240), images)
+    with guest.step("umount and stop"):
+        for name in images:
+            loader("umount", mount_point(name))
+        unit.systemctl("stop")
+        expect(unit.show("Result") == "success", f"result {unit.show('Result')}: {unit.journal()}")
+
+
+def _never_gives_up(guest, unit):
+    """A unit that failed would lose its descriptors."""
+    from lib import expect, wait_for
+    from product import loader
+
     with guest.step("SIGKILL the main process, six times with a second between"):
         for _ in range(6):
             wait_for(unit.main_pid, 30, "the unit was given up", pause=0.2)
@@ -69,8 +89,11 @@ def under_load(guest):
         unit.CONFIGURATION.write_text(right)
         loader("status")
         expect("started with the settings of before" in unit.journal(200), unit.journal())
-    with guest.step("the watchdog ends a main process that hangs"):
-        _replaced(unit, wait_for, lambda pid: os.kill(pid, signal.SIGSTOP))
+
+
+def _upgrade(guest, unit):
+    from lib import expect
+
     with guest.step("upgrade to another build"):
         other = Path("/run/other-build")
         unit.other_build(other, "99.1")
@@ -78,15 +101,6 @@ def under_load(guest):
         unit.systemctl("restart")
         expect(unit.version() == "99.1", f"version {unit.version()}")
         expect(unit.tree_of(unit.main_pid()) == str(other), f"the code is {unit.tree_of(unit.main_pid())}")
-    guest.fact("readers still reading after all that", readers.running())
-    guest.ask("link_fast")
-    with guest.step("every byte, by every reader"):
-        expect_right(readers.results(240), images)
-    with guest.step("umount and stop"):
-        for name in images:
-            loader("umount", mount_point(name))
-        unit.systemctl("stop")
-        expect(unit.show("Result") == "success", f"result {unit.show('Result')}: {unit.journal()}")
 
 
 def _replaced(unit, wait_for, harm):

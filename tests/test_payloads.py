@@ -1,10 +1,7 @@
-"""An image's metadata rots on a node's disk: what is mounted is right all the same, and what is read of it."""
+"""Stored metadata is checked each time, and mended where it lies. Under mounts: test_disk_faults.py."""
 
 from __future__ import annotations
 
-import os
-import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,24 +14,8 @@ from loader.cache.state import ImageRecord, State
 from loader.errors import NotFoundError, RegistryError
 from loader.worker.counters import Counters
 from loader.worker.payloads import DamagedPayloadError, Payloads
-from loader.worker.sharing import announced_bytes, shared_copy
-from tests.support.daemon import Daemon, convert, drop_caches, make_tree, read_all
-from tests.support.faulty_registry import FaultyRegistry
-from tests.support.registry import docker_registry
+from loader.worker.sharing import PageSharing, announced_bytes, shared_copy
 from tests.test_worker_images import sample_payload
-
-FORMS = ("encoded", "decoded")
-Published = tuple[str, dict[str, str]]
-
-
-@pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
-    """A registry's address and what `sample:1` holds."""
-    directory = tmp_path_factory.mktemp("published")
-    digests = make_tree(directory / "tree")
-    with docker_registry(directory / "registry") as address:
-        convert(directory / "tree", f"docker://{address}/sample:1")
-        yield address, digests
 
 
 def rot(path: Path) -> None:
@@ -44,75 +25,6 @@ def rot(path: Path) -> None:
         data[offset] ^= 4
     with path.open("r+b") as stream:  # the same inode: that is what is mounted
         stream.write(data)
-
-
-def payload_of(daemon: Daemon) -> Path:
-    (path,) = (daemon.root / "images").glob("*/*.payload")
-    return path
-
-
-@pytest.mark.root
-@pytest.mark.timeout(240)
-@pytest.mark.parametrize("form", FORMS)
-def test_rotten_metadata_is_fetched_again_before_it_is_mounted(tmp_path: Path, published: Published, form: str) -> None:
-    address, digests = published
-    with FaultyRegistry(address) as registry, Daemon(tmp_path / "d", "--form", form) as daemon:
-        image = f"docker://{registry.address}/sample:1"
-        target = daemon.mount(image)
-        right = payload_of(daemon).read_bytes()
-        daemon.command("umount", str(target))
-        rot(payload_of(daemon))
-        registry.off = True
-        os.kill(daemon.worker(), signal.SIGKILL)  # it knows this image's manifest, and so its metadata, by heart
-        digest = payload_of(daemon).parent.name
-        refused = daemon.run("mount", digest, str(target))
-        assert refused.returncode == 11 and read_all(target) == {}
-        registry.off = False
-        daemon.mount(image)
-        drop_caches()
-        assert read_all(target) == digests
-        assert payload_of(daemon).read_bytes() == right
-        assert daemon.counters()["damaged_payloads"] > 0
-
-
-@pytest.mark.root
-@pytest.mark.timeout(240)
-@pytest.mark.parametrize("form", FORMS)
-def test_scrub_repairs_metadata_under_its_mount(tmp_path: Path, published: Published, form: str) -> None:
-    address, digests = published
-    with Daemon(tmp_path / "d", "--form", form) as daemon:
-        target = daemon.mount(f"docker://{address}/sample:1")
-        payload = payload_of(daemon)
-        right, inode = payload.read_bytes(), payload.stat().st_ino
-        assert daemon.command("scrub")["payloads"] == 1
-        rot(payload)
-        done = daemon.run("scrub")
-        assert done.returncode == 12 and "1 were damaged" in done.stdout
-        assert (payload.read_bytes(), payload.stat().st_ino) == (right, inode)
-        drop_caches()
-        assert read_all(target) == digests
-        assert daemon.command("scrub")["damaged"] == 0
-
-
-@pytest.mark.root
-@pytest.mark.timeout(240)
-def test_a_new_worker_repairs_what_is_mounted(tmp_path: Path, published: Published) -> None:
-    address, digests = published
-    with Daemon(tmp_path / "d") as daemon:
-        target = daemon.mount(f"docker://{address}/sample:1")
-        payload = payload_of(daemon)
-        right = payload.read_bytes()
-        rot(payload)
-        os.kill(daemon.worker(), signal.SIGKILL)
-        until = time.monotonic() + 30
-        while payload.read_bytes() != right and time.monotonic() < until:
-            time.sleep(0.1)
-        assert payload.read_bytes() == right
-        drop_caches()
-        assert read_all(target) == digests
-
-
-# The same without a kernel
 
 
 class Node:
@@ -196,3 +108,13 @@ def test_the_copy_with_fingerprints_is_checked_too(node: Node) -> None:
     rot(copy)
     assert node.payloads.check(node.image, Form.ENCODED)
     assert copy.read_bytes() == announced_bytes(node.right) and node.fetches == 0
+
+
+def test_a_damaged_copy_is_mended_in_place_when_it_is_mounted_again(node: Node) -> None:
+    """An earlier mount may read it."""
+    sharing = PageSharing("auto", node.layout.tmp)
+    copy = sharing.announced(node.path)
+    inode = copy.stat().st_ino
+    rot(copy)
+    assert sharing.announced(node.path) == copy
+    assert (copy.read_bytes(), copy.stat().st_ino) == (announced_bytes(node.right), inode)
