@@ -141,7 +141,7 @@ def _print(root: Node, blobs: dict[str, Blob], asked: Sequence[Asked]) -> None:
 
 def _kind(path: bytes) -> str:
     """The kind by name alone: near enough for a table."""
-    return classify(path, b"\x7fELF" if b".so" in path or b"/bin/" in path or b"/lib/gcc" in path else b"").name
+    return classify(path, b"\x7fELF" if b".so" in path or b"/bin/" in path or b"/lib/gcc" in path else b"", 0).name
 
 
 if __name__ == "__main__":

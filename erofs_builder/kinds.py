@@ -36,7 +36,11 @@ PACKED = Kind("packed", 640 * _KIB, 960 * _KIB)
 # A query reads a page here and a page there, and a frame is fetched and decoded whole for each.
 DATABASE = Kind("database", 64 * _KIB, 64 * _KIB)
 OTHER = Kind("other", 256 * _KIB, 256 * _KIB)
-KINDS = (ELF, BYTECODE, CORE, SCRIPT, DEVELOPMENT, DOCUMENT, PACKED, DATABASE, OTHER)
+# Data of which more is there than is ever fetched at once: indexes, models, disk images. Programs read here and there in
+# them, and the kernel asks once for what takes 64 KiB of the blob, twice for more.
+LARGE = Kind("large", 128 * _KIB, 128 * _KIB)
+_LARGE_SIZE = 4096 * _KIB
+KINDS = (ELF, BYTECODE, CORE, SCRIPT, DEVELOPMENT, DOCUMENT, PACKED, DATABASE, OTHER, LARGE)
 
 _BY_SUFFIX = {
     suffix.encode(): kind
@@ -57,8 +61,8 @@ _SQLITE_MAGIC = b"SQLite f"
 _PACKED_MAGICS = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh", b"PK\x03\x04", b"\x89PNG")
 
 
-def classify(path: bytes, head: bytes) -> Kind:
-    """The kind of a file, from its path in the layer and its first bytes (8 are enough)."""
+def classify(path: bytes, head: bytes, size: int) -> Kind:
+    """The kind of a file, from its path in the layer, its first bytes (8 are enough), and its size in bytes."""
     if head.startswith(_PACKED_MAGICS):
         return PACKED
     if head.startswith(_SQLITE_MAGIC):
@@ -72,7 +76,7 @@ def classify(path: bytes, head: bytes) -> Kind:
     kind = _BY_SUFFIX.get(name[name.rfind(b".") + 1 :].lower())
     if kind is BYTECODE and is_core(path):
         return CORE
-    return kind or by_directory or (SCRIPT if head.startswith(b"#!") else OTHER)
+    return kind or by_directory or (SCRIPT if head.startswith(b"#!") else LARGE if size >= _LARGE_SIZE else OTHER)
 
 
 @lru_cache(256)

@@ -70,7 +70,7 @@ class Packer:
         """
         if size == 0:
             return EMPTY
-        kind = classify(path, head)
+        kind = classify(path, head, size)
         if size <= kind.piece + kind.piece // 2:
             data = read(size) if segments is None else _Segments(segments, read).assemble(0, size)
             if _is_zero(data):

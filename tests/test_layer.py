@@ -85,6 +85,17 @@ def test_databases_are_cut_small(name: str, head: bytes) -> None:
     assert content(node, decoded_blobs([(layer, blob)])) == head + BIG
 
 
+def test_large_data_is_cut_for_reading_here_and_there() -> None:
+    """And what is small enough to come whole anyway, or is read from one end to the other, is not."""
+    large = BIG * (-(-(4 << 20) // len(BIG)))
+    tar = Tar().add("var/lib/app/index", data=large).add("etc/less", data=large[: (4 << 20) - 1])
+    layer, blob = build(bytes(tar.add("usr/share/doc/more.txt", data=large)))
+    nodes = files(layer)
+    pieces = {name: node.extents[0].length for name, node in nodes.items()}
+    assert [pieces[name] >> 10 for name in ("var/lib/app/index", "etc/less", "usr/share/doc/more.txt")] == [128, 256, 640]
+    assert content(nodes["var/lib/app/index"], decoded_blobs([(layer, blob)])) == large
+
+
 def test_identical_files_and_pieces_are_stored_once() -> None:
     tar = Tar().add("a", data=b"same").add("b", data=b"same").add("c.bin", data=BIG).add("d.bin", data=BIG)
     tar.add("e.bin", data=BIG + b"a changed end")
