@@ -10,5 +10,6 @@ setup(
         "mounts/_kabi_build.py:ffibuilder",
         "erofs_builder/_hot_build.py:ffibuilder",
         "loader/_take_build.py:ffibuilder",
+        "loader/keeper/_events_build.py:ffibuilder",
     ],
 )

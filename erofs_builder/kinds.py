@@ -36,8 +36,8 @@ PACKED = Kind("packed", 640 * _KIB, 960 * _KIB)
 # A query reads a page here and a page there, and a frame is fetched and decoded whole for each.
 DATABASE = Kind("database", 64 * _KIB, 64 * _KIB)
 OTHER = Kind("other", 256 * _KIB, 256 * _KIB)
-# Data of which more is there than is ever fetched at once: indexes, models, disk images. Programs read here and there in
-# them, and the kernel asks once for what takes 64 KiB of the blob, twice for more.
+# More data than is ever fetched at once: indexes, models, disk images. Programs read here and there in them; and what
+# takes up to 64 KiB of the blob the kernel asks for once, what takes more twice.
 LARGE = Kind("large", 128 * _KIB, 128 * _KIB)
 _LARGE_SIZE = 4096 * _KIB
 KINDS = (ELF, BYTECODE, CORE, SCRIPT, DEVELOPMENT, DOCUMENT, PACKED, DATABASE, OTHER, LARGE)

@@ -21,6 +21,7 @@ EXTENSIONS = [
     "erofs_builder/_hot",
     "fanotify/_kabi",
     "loader/_take",
+    "loader/keeper/_events",
     "mounts/_kabi",
 ]
 

@@ -16,9 +16,18 @@ from fuzz.run import C_FOLDERS
 ROOT = Path(__file__).parent.parent
 FLAGS = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 ENVIRONMENT = os.environ | {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
-PACKAGES = sorted(build.parent.name for build in ROOT.glob("*/_*_build.py"))
+BUILDS = sorted(build.relative_to(ROOT) for build in ROOT.glob("*/**/_*_build.py") if ".venv" not in build.parts)
+PACKAGES = sorted({build.parts[0] for build in BUILDS})
 # What exercises the C of each of them without a kernel that has to have something.
-TESTS = ("test_tar.py", "test_contents.py", "test_abi.py", "test_blob.py", "test_mounts.py", "test_take.py")
+TESTS = (
+    "test_tar.py",
+    "test_contents.py",
+    "test_abi.py",
+    "test_blob.py",
+    "test_mounts.py",
+    "test_take.py",
+    "test_keeper_events.py",
+)
 
 
 def test_many_mutations_of_tars(tmp_path: Path) -> None:
@@ -43,10 +52,9 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in (*PACKAGES, "tests", "fuzz"):
         shutil.copytree(ROOT / name, copy / name, ignore=ignore)
     shutil.copy(ROOT / "pyproject.toml", copy)
-    for package in PACKAGES:
-        build = next((copy / package).glob("_*_build.py"))
+    for build in BUILDS:
         subprocess.run(
-            [sys.executable, str(build.relative_to(copy))],
+            [sys.executable, str(build)],
             cwd=copy,
             env=os.environ | {"CFLAGS": " ".join(FLAGS), "LDFLAGS": "-fsanitize=address,undefined"},
             check=True,

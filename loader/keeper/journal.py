@@ -52,6 +52,11 @@ class Journal:
         return cls(fd)
 
     @property
+    def memory(self) -> mmap.mmap:
+        """The journal as it lies in memory."""
+        return self._map
+
+    @property
     def high(self) -> int:
         """1 + the largest descriptor number that was ever recorded."""
         return min(int(_HEADER.unpack_from(self._map)[0]), CAPACITY)

@@ -108,7 +108,7 @@ class Keeper:
     # The kernel
 
     def _on_kernel(self) -> None:
-        for found in self.plane.read():
+        for found in self.plane.read(self._listening()):
             if isinstance(found, Present):
                 for packet in self._notes.add(found):
                     self._send(packet)
@@ -117,8 +117,15 @@ class Keeper:
             elif self.leaving is not None and self.leaving.refuses:
                 self.requests.take(found.id)
                 self.plane.answer_by_presence(found)
-            else:
+            elif not found.sent:
                 self._dispatch(found)
+
+    def _listening(self) -> int:
+        """The socket of the worker if it can be asked at once, for nothing is to be told before; else -1."""
+        refuses = self.leaving is not None and self.leaving.refuses
+        if self.worker is None or self.worker.backlog or self._notes.held or refuses:
+            return -1
+        return self.worker.sock.fileno()
 
     def _dispatch(self, pending: Pending) -> None:
         """Send a request to the worker. Without one it waits in the table: every new worker gets all of it."""
@@ -301,10 +308,10 @@ class Keeper:
 
     def _update_interest(self, worker: Worker) -> None:
         """Wait for room in a worker's socket while something is queued for it."""
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.backlog else 0)
-        key = self._selector.get_key(worker.sock)
-        if key.events != events:
-            self._selector.modify(worker.sock, events, key.data)
+        if worker.awaits_room != worker.backlog:
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.backlog else 0)
+            self._selector.modify(worker.sock, events, self._selector.get_key(worker.sock).data)
+            worker.awaits_room = worker.backlog
 
     def _tick(self) -> None:
         """What is due now and then, however busy the loop is."""

@@ -81,8 +81,8 @@ class CachefilesPlane:
 
     # Messages
 
-    def read(self) -> Iterator[Pending | Object]:
-        """New requests, and objects that the kernel closed."""
+    def read(self, worker: int = -1) -> Iterator[Pending | Object]:
+        """New requests, and objects that the kernel closed. `worker` is of use for the other plane."""
         for _ in range(_BATCH):
             try:
                 message = cachefiles.read_message(self.device)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import fanotify
 from loader.keeper.bounds import open_below
+from loader.keeper.events import Events, Seen
 from loader.keeper.fdstore import FdStore
 from loader.keeper.journal import CAPACITY, Entry, Journal
 from loader.keeper.presence import Presence, create
@@ -60,6 +61,7 @@ class FanotifyPlane:
         self._readers = Readers(fds.pop(READERS)) if known else Readers.create()
         if not known:
             store.store(READERS, self._readers.fd)
+        self._events = Events(self.group, self._journal.memory, self._readers.memory)
         for item in list(state.objects.values()):
             item.readers_unknown |= not known
             self._reattach(item, fds)
@@ -83,6 +85,7 @@ class FanotifyPlane:
                 if fcntl.fcntl(self.writers[item.id], fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
                     raise OSError(errno.EROFS, "could not be fenced: remove it first", path)
                 item.released = False
+                self._show(item)
                 if item.complete:
                     self.mark(item.id)
                 return item
@@ -106,8 +109,9 @@ class FanotifyPlane:
 
     def lend(self, object_id: int) -> int | None:
         """A descriptor of the bitmap in which the next worker will say what is there; None if there is no room."""
+        item = self._state.objects[object_id]
         try:
-            fd = create(self._state.objects[object_id].size)
+            fd = create(item.size)
             try:
                 self._presence[object_id] = Presence(fd)
             except BaseException:
@@ -116,7 +120,8 @@ class FanotifyPlane:
         except (OSError, ValueError, OverflowError) as error:
             log.error("object %d: no bitmap: %s", object_id, error)
             self._presence.pop(object_id, None)
-            return None
+            fd = None
+        self._show(item)
         return fd
 
     def mark(self, object_id: int) -> None:
@@ -142,6 +147,7 @@ class FanotifyPlane:
             raise OSError(errno.EBUSY, f"mounted at {', '.join(users)}", item.path)
         if item.mounted and item.holes_read_as_zeros:
             item.released = True  # a mount that went lazily may still read it: its holes stay errors
+            self._show(item)
             self._state.save()
         else:
             self._unmark(writer)
@@ -176,6 +182,7 @@ class FanotifyPlane:
     def _forget(self, item: Object, writer: int) -> None:
         del self._state.objects[item.id]
         self._presence.pop(item.id, None)
+        self._events.drop(_inode(writer))
         self._by_inode.pop(_inode(writer), None)
         os.close(self.writers.pop(item.id))
         self._state.save()
@@ -191,22 +198,46 @@ class FanotifyPlane:
 
     # Events
 
-    def read(self) -> Iterator[Pending | Present]:
-        """The new requests. Events that need no worker are answered here; of some of them it is told."""
+    def read(self, worker: int = -1) -> Iterator[Pending | Present]:
+        """The new requests. Events that need no worker are answered here; of some of them it is told.
+
+        With `worker`, its socket, most are sent at once: before anything else is done about them.
+        """
+        seen: list[Seen | fanotify.Event] = []
         try:
-            events = fanotify.read_events(self.group)
-        except OSError as error:  # the kernel could not hand the event over, and has denied it
+            for event in self._events.take(worker, self._requests.following):
+                seen.append(event)  # noqa: PERF402 - what came before an error counts
+        except BlockingIOError:
+            pass
+        except (OSError, ValueError) as error:  # the kernel could not hand the event over, and has denied it
             log.error("fanotify: read: %s", error)
-            return
-        entries = [entry for event in events if (entry := self._record(event)) is not None]
-        for entry in entries:
-            if isinstance(entry, Present):
-                yield entry
-            else:
-                yield self._requests.add(entry.object, entry.offset, entry.length, entry.fd, thread=entry.thread)
+        found = [self._note(event) if isinstance(event, Seen) else self._record(event) for event in seen]
+        yield from (each for each in found if each is not None)
+
+    def _note(self, event: Seen) -> Pending | Present:
+        """What was done about an event that is seen to."""
+        self.counters["events"] += 1
+        if not event.present:
+            return self._request(event.object, event.offset, event.length, event.fd, event.thread, sent=event.sent)
+        self.counters["present"] += 1
+        self._allowed(event.fd, event.failed)
+        return Present(event.object, event.offset, event.length)
+
+    def _allowed(self, fd: int, failed: int) -> None:
+        if failed:
+            log.error("fanotify: answer to %d: %s", fd, os.strerror(failed))
+        else:
+            self.counters["allowed"] += 1
+
+    def _request(
+        self, object_id: int, offset: int, length: int, fd: int, thread: int, *, sent: bool = False
+    ) -> Pending:
+        return self._requests.add(object_id, offset, length, fd, thread=thread, sent=sent)
 
     def answer(self, pending: Pending, error: int) -> None:
         """Answer a request that was taken from the table: allow, or deny."""
+        if not error and self._allow(pending):
+            return
         if not error and self._hole_in(pending):
             self.counters["holes"] += 1
             log.error("object %d: the worker left a hole in [%d, +%d)", pending.object, pending.offset, pending.length)
@@ -217,12 +248,29 @@ class FanotifyPlane:
         """Without a worker: what is there may be read, what is not is an error."""
         self._let_through(pending, errno.EIO if self._hole_in(pending) else 0)
 
+    def _allow(self, pending: Pending) -> bool:
+        """Allow what is as it should be; False: nothing was done."""
+        writer = self.writers.get(pending.object)
+        if writer is None:
+            return False
+        failed = self._events.allow(
+            pending.token, writer, pending.thread, pending.object, pending.offset, pending.length
+        )
+        if failed is not None:
+            self._allowed(pending.token, failed)
+        return failed is not None
+
     def _let_through(self, pending: Pending, error: int) -> None:
         if not error:
-            self._readers.let_through(pending.thread, pending.object, pending.offset, pending.length)
+            self._reads(pending.thread, pending.object, pending.offset, pending.length)
         self._respond(pending.token, error)
 
-    def _record(self, event: fanotify.Event) -> Entry | Present | None:
+    def _reads(self, thread: int, object_id: int, offset: int, length: int) -> None:
+        """A thread is about to be let through; from now on `_events` knows where that is written."""
+        if slot := self._readers.let_through(thread, object_id, offset, length):
+            self._events.know(thread, slot)
+
+    def _record(self, event: fanotify.Event) -> Pending | Present | None:
         """Journal an event, or answer it when it need not or cannot be asked of a worker."""
         self.counters["events"] += 1
         if event.mask & fanotify.Q_OVERFLOW:
@@ -237,14 +285,13 @@ class FanotifyPlane:
                 raise OSError(errno.EIO, "nobody serves this object any more")
             offset, length = self._clip(object_id, event)
             if length > 0 and self._is_present(object_id, offset, length):
-                self._readers.let_through(event.pid, object_id, offset, length)
+                self._reads(event.pid, object_id, offset, length)
                 self._respond(event.fd, 0)
                 self.counters["present"] += 1
                 return Present(object_id, offset, length)
             if length > 0:
-                entry = Entry(event.fd, object_id, offset, length, event.pid)
-                self._journal.add(entry)
-                return entry
+                self._journal.add(Entry(event.fd, object_id, offset, length, event.pid))
+                return self._request(object_id, offset, length, event.fd, event.pid)
             # Beyond the frames there is nothing to wait for; but a truncation (length 0 on the wire) is refused.
             self._respond(event.fd, errno.EPERM if event.length == 0 and not self.fencing else 0)
         except Exception as error:
@@ -317,7 +364,7 @@ class FanotifyPlane:
 
     def _adopt_journaled(self) -> None:
         for entry in self._journal.entries():
-            self._requests.add(entry.object, entry.offset, entry.length, entry.fd, thread=entry.thread)
+            self._request(entry.object, entry.offset, entry.length, entry.fd, entry.thread)
         log.warning("took over %d requests", len(self._requests))
 
     def _reattach(self, item: Object, fds: dict[str, int]) -> None:
@@ -339,6 +386,15 @@ class FanotifyPlane:
     def _attach(self, item: Object, writer: int) -> None:
         self.writers[item.id] = writer
         self._by_inode[_inode(writer)] = item.id
+        self._show(item)
+
+    def _show(self, item: Object) -> None:
+        """Have the plain events of an object seen to without Python: as it is now."""
+        writer = self.writers[item.id]
+        if item.released or not 0 <= item.size < 1 << 63:
+            self._events.drop(_inode(writer))
+        else:
+            self._events.put(_inode(writer), item.id, item.size, writer, self._presence.get(item.id))
 
     def _lookup(self, object_id: int) -> tuple[Object, int]:
         if object_id not in self.writers:

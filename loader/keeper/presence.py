@@ -34,6 +34,11 @@ class Presence:
         """Map the bitmap of a descriptor, which stays the caller's."""
         self._map = mmap.mmap(fd, 0, access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ)
 
+    @property
+    def memory(self) -> mmap.mmap:
+        """The bitmap."""
+        return self._map
+
     def has(self, offset: int, length: int) -> bool:
         """Whether all blocks under [offset, offset + length) are there; length > 0."""
         first, last = offset // BLOCK, (offset + length - 1) // BLOCK

@@ -16,21 +16,11 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from typing import NamedTuple
 
 CAPACITY = 65536
 _SLOT = struct.Struct("=QQQQ")
 _PURGE = 1024  # threads, at least, before those that are gone are looked for
 SIZE = CAPACITY * _SLOT.size
-
-
-class Read(NamedTuple):
-    """A thread's last read, in `slot`."""
-
-    slot: int
-    object: int
-    offset: int
-    length: int
 
 
 class Readers:
@@ -41,17 +31,17 @@ class Readers:
             raise ValueError(f"table of readers of {os.fstat(fd).st_size} bytes, expected {SIZE}")
         self.fd = fd
         self._map = mmap.mmap(fd, SIZE)
-        self._reads: dict[int, Read] = {}
+        self._slots: dict[int, int] = {}  # by thread
         self._free: list[int] = []
         _, self._lost, high, _ = _SLOT.unpack_from(self._map)
         self._next = min(max(int(high), 1), CAPACITY)
         for slot in range(1, self._next):
-            thread, *read = _SLOT.unpack_from(self._map, slot * _SLOT.size)
+            thread, *_ = _SLOT.unpack_from(self._map, slot * _SLOT.size)
             if thread:
-                self._reads[thread] = Read(slot, *read)
+                self._slots[thread] = slot
             else:
                 self._free.append(slot)
-        self._purge_at = max(_PURGE, 2 * len(self._reads))
+        self._purge_at = max(_PURGE, 2 * len(self._slots))
 
     @classmethod
     def create(cls) -> Readers:
@@ -64,36 +54,45 @@ class Readers:
         """Whether there were more threads than can be known: nobody can tell any more what is being read."""
         return bool(self._lost)
 
-    def let_through(self, thread: int, object_id: int, offset: int, length: int) -> None:
-        """A thread is about to be allowed to read. Its read before has ended, since it has asked again."""
+    @property
+    def memory(self) -> mmap.mmap:
+        """The table as it lies in memory. Who knows a thread's slot may write there what it reads."""
+        return self._map
+
+    def let_through(self, thread: int, object_id: int, offset: int, length: int) -> int:
+        """A thread is about to be allowed to read. Its read before has ended, since it has asked again.
+
+        The thread's slot, or 0: it has none.
+        """
         if self._lost:
-            return
-        known = self._reads.get(thread)
-        slot = known.slot if known else self._take_slot() if thread > 0 else 0
+            return 0
+        slot = self._slots.get(thread) or (self._take_slot() if thread > 0 else 0)
         if not slot:  # or it is a thread outside of our PID namespace, which has no number here
             self._lost = 1
             self._save_header()
-            return
+            return 0
         _SLOT.pack_into(self._map, slot * _SLOT.size, thread, object_id, offset, length)
-        self._reads[thread] = Read(slot, object_id, offset, length)
+        self._slots[thread] = slot
+        return slot
 
     def reading(self, object_id: int) -> list[tuple[int, int]]:
         """Start and end of what threads may be reading of an object right now."""
         found = []
-        for thread, read in list(self._reads.items()):
-            if read.object == object_id:
+        for thread, slot in list(self._slots.items()):
+            _, read_object, offset, length = _SLOT.unpack_from(self._map, slot * _SLOT.size)
+            if read_object == object_id:
                 if _lives(thread):
-                    found.append((read.offset, read.offset + read.length))
+                    found.append((offset, offset + length))
                 else:
                     self._forget(thread)
         return found
 
     def _take_slot(self) -> int:
         """A free slot; 0 if there is none."""
-        if not self._free and len(self._reads) >= min(self._purge_at, CAPACITY - 1):
-            for thread in [thread for thread in self._reads if not _lives(thread)]:
+        if not self._free and len(self._slots) >= min(self._purge_at, CAPACITY - 1):
+            for thread in [thread for thread in self._slots if not _lives(thread)]:
                 self._forget(thread)
-            self._purge_at = max(_PURGE, 2 * len(self._reads))
+            self._purge_at = max(_PURGE, 2 * len(self._slots))
         if self._free:
             return self._free.pop()
         if self._next == CAPACITY:
@@ -103,7 +102,7 @@ class Readers:
         return self._next - 1
 
     def _forget(self, thread: int) -> None:
-        slot = self._reads.pop(thread).slot
+        slot = self._slots.pop(thread)
         _SLOT.pack_into(self._map, slot * _SLOT.size, 0, 0, 0, 0)
         self._free.append(slot)
 

@@ -15,6 +15,7 @@ class Pending:
     """A request of the kernel. `token` is the kernel's name for it: an event's descriptor, or a msg_id.
 
     `opening` is set for an OPEN (then offset and length mean nothing). `thread` is who waits, where the kernel tells.
+    `sent`: the worker that serves was asked already.
     """
 
     id: int
@@ -24,6 +25,7 @@ class Pending:
     token: int
     opening: bool = False
     thread: int = 0
+    sent: bool = False
     since: float = field(default_factory=time.monotonic)
 
     def describe(self) -> dict[str, Any]:
@@ -58,10 +60,16 @@ class RequestTable:
     def __iter__(self) -> Iterator[Pending]:
         return iter(list(self._pending.values()))
 
+    @property
+    def following(self) -> int:
+        """The number of the next request."""
+        return self._next
+
     def add(
-        self, object_id: int, offset: int, length: int, token: int, *, opening: bool = False, thread: int = 0
-    ) -> Pending:
-        pending = Pending(self._next, object_id, offset, length, token, opening, thread)
+        self, object_id: int, offset: int, length: int, token: int, *, opening: bool = False, thread: int = 0,
+        sent: bool = False,
+    ) -> Pending:  # fmt: skip
+        pending = Pending(self._next, object_id, offset, length, token, opening, thread, sent)
         self._pending[pending.id] = pending
         self._next += 1
         return pending

@@ -35,6 +35,7 @@ class Worker:
         self.started = time.monotonic()
         self.last_heard = self.started
         self.listens = False  # it has said something: its signal handlers are there
+        self.awaits_room = False  # who looks after the socket waits for room in it
         self._pinged = 0.0  # when the PING was sent that is not answered
         self._queue: deque[tuple[bytes, list[int], int | None]] = deque()
         self._queued = 0

@@ -1,0 +1,322 @@
+/* See events.h. */
+#include "events.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "kabi.h"
+
+#define BLOCK 4096
+#define FEWEST 64
+
+/* journal.py */
+#define JOURNAL_CAPACITY 65536
+#define JOURNAL_START 4096
+/* readers.py */
+#define READERS_CAPACITY 65536
+#define LOST 1
+/* protocol.py */
+#define REQUEST 3
+
+struct slot { /* of both tables; the journal's begins with object + 1, the readers' with the thread */
+	uint64_t first, second, third, fourth;
+};
+
+struct object {
+	uint64_t device, inode, object, size, bytes;
+	const uint8_t *present;
+	int writer;
+	uint8_t used;
+};
+
+struct eod_plane {
+	int group;
+	uint64_t *high; /* of the journal */
+	struct slot *journal, *readers;
+	struct object *objects; /* by device and inode: open addressing, a power of two, at most half full */
+	size_t room, count;
+	uint32_t known[8192]; /* slots of readers, by the low bits of the thread's number; the slot itself says whose it is */
+};
+
+struct range_event {
+	struct fanotify_event_metadata event;
+	struct eod_event_info_range range;
+};
+
+struct request {
+	uint8_t kind;
+	uint64_t id;
+	uint32_t object;
+	uint64_t offset, length;
+} __attribute__((packed));
+
+struct eod_plane *eod_plane_new(int group, uint8_t *journal, uint8_t *readers)
+{
+	struct eod_plane *plane = calloc(1, sizeof(*plane));
+
+	if (!plane)
+		return NULL;
+	plane->objects = calloc(FEWEST, sizeof(*plane->objects));
+	if (!plane->objects) {
+		free(plane);
+		return NULL;
+	}
+	plane->room = FEWEST;
+	plane->group = group;
+	plane->high = (uint64_t *)journal;
+	plane->journal = (struct slot *)(journal + JOURNAL_START);
+	plane->readers = (struct slot *)readers;
+	return plane;
+}
+
+void eod_plane_free(struct eod_plane *plane)
+{
+	free(plane->objects);
+	free(plane);
+}
+
+/* Objects by inode */
+
+static size_t home(const struct eod_plane *plane, uint64_t device, uint64_t inode)
+{
+	return ((inode ^ device << 40) * 0x9e3779b97f4a7c15u >> 20) & (plane->room - 1);
+}
+
+/* Where an object is, or would be. */
+static struct object *place(const struct eod_plane *plane, uint64_t device, uint64_t inode)
+{
+	size_t at = home(plane, device, inode);
+
+	while (plane->objects[at].used && (plane->objects[at].inode != inode || plane->objects[at].device != device))
+		at = (at + 1) & (plane->room - 1);
+	return &plane->objects[at];
+}
+
+static int grow(struct eod_plane *plane)
+{
+	struct object *old = plane->objects, *objects = calloc(2 * plane->room, sizeof(*objects));
+	size_t room = plane->room;
+
+	if (!objects)
+		return -1;
+	plane->objects = objects;
+	plane->room = 2 * room;
+	for (size_t at = 0; at < room; at++)
+		if (old[at].used)
+			*place(plane, old[at].device, old[at].inode) = old[at];
+	free(old);
+	return 0;
+}
+
+int eod_plane_put(struct eod_plane *plane, uint64_t device, uint64_t inode, uint64_t object, uint64_t size, int writer,
+		  const uint8_t *present, uint64_t bytes)
+{
+	struct object *found = place(plane, device, inode);
+
+	if (!found->used) {
+		if (2 * (plane->count + 1) > plane->room) {
+			if (grow(plane))
+				return -1;
+			found = place(plane, device, inode);
+		}
+		plane->count++;
+	}
+	*found = (struct object){
+		.device = device, .inode = inode, .object = object, .size = size,
+		.bytes = present ? bytes : 0, .present = present, .writer = writer, .used = 1,
+	};
+	return 0;
+}
+
+void eod_plane_drop(struct eod_plane *plane, uint64_t device, uint64_t inode)
+{
+	struct object *found = place(plane, device, inode);
+	size_t mask = plane->room - 1, hole = (size_t)(found - plane->objects);
+
+	if (!found->used)
+		return;
+	plane->count--;
+	/* Whoever was pushed on past the hole moves up, or a search for him would end there. */
+	for (size_t at = (hole + 1) & mask; plane->objects[at].used; at = (at + 1) & mask) {
+		size_t wanted = home(plane, plane->objects[at].device, plane->objects[at].inode);
+
+		if (((at - wanted) & mask) >= ((at - hole) & mask)) {
+			plane->objects[hole] = plane->objects[at];
+			hole = at;
+		}
+	}
+	plane->objects[hole].used = 0;
+}
+
+/* Threads that are let through */
+
+void eod_plane_reader(struct eod_plane *plane, uint32_t thread, uint32_t slot)
+{
+	if (slot < READERS_CAPACITY)
+		plane->known[thread & (sizeof(plane->known) / sizeof(*plane->known) - 1)] = slot;
+}
+
+/* 0: its slot is not known here. */
+static int let_through(struct eod_plane *plane, uint32_t thread, uint64_t object, uint64_t offset, uint64_t length)
+{
+	uint32_t slot = plane->known[thread & (sizeof(plane->known) / sizeof(*plane->known) - 1)];
+	struct slot *read = &plane->readers[slot];
+
+	if (plane->readers[0].second == LOST)
+		return 1;
+	if (!thread || !slot || read->first != thread)
+		return 0;
+	read->second = object;
+	read->third = offset;
+	read->fourth = length;
+	return 1;
+}
+
+/* Events */
+
+static int is_present(const struct object *object, uint64_t offset, uint64_t length)
+{
+	const uint64_t first = offset / BLOCK, last = (offset + length - 1) / BLOCK;
+
+	if (last >> 3 >= object->bytes)
+		return 0;
+	for (uint64_t at = first; at <= last; at++)
+		if (!(__atomic_load_n(&object->present[at >> 3], __ATOMIC_ACQUIRE) >> (at & 7) & 1))
+			return 0;
+	return 1;
+}
+
+/* Whether [offset, offset + length) of a file has a hole; negative if that cannot be told. */
+static int has_hole(int writer, uint64_t offset, uint64_t length)
+{
+	off_t hole = lseek(writer, (off_t)offset, SEEK_HOLE);
+
+	if (hole < 0)
+		return errno == ENXIO ? 1 : -1;
+	return (uint64_t)hole < offset + length;
+}
+
+/* Write the one answer, then free the number: in this order, so that it never names two events. */
+static int allow(struct eod_plane *plane, int fd)
+{
+	const struct fanotify_response response = { .fd = fd, .response = FAN_ALLOW };
+	int failed = 0;
+
+	if (write(plane->group, &response, sizeof(response)) < 0 && errno != ENOENT)
+		failed = errno; /* ENOENT: answered by the keeper before this one */
+	if (fd < JOURNAL_CAPACITY)
+		__atomic_store_n(&plane->journal[fd].first, 0, __ATOMIC_RELEASE);
+	close(fd);
+	return failed;
+}
+
+static void journal(struct eod_plane *plane, const struct eod_event *event)
+{
+	struct slot *slot = &plane->journal[event->fd];
+
+	if ((uint64_t)event->fd >= *plane->high)
+		*plane->high = (uint64_t)event->fd + 1;
+	slot->second = event->offset;
+	slot->third = event->length;
+	slot->fourth = (uint64_t)event->pid;
+	__atomic_store_n(&slot->first, event->object + 1, __ATOMIC_RELEASE);
+}
+
+static int ask(int worker, uint64_t id, const struct eod_event *event)
+{
+	const struct request request = { /* little endian, as all machines are that this runs on: else none is sent */
+		REQUEST, id, (uint32_t)event->object, event->offset, event->length,
+	};
+
+	if (__BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__ || event->object > UINT32_MAX)
+		return 0;
+	return send(worker, &request, sizeof(request), MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)sizeof(request);
+}
+
+static int is_plain(const struct range_event *at)
+{
+	return at->event.event_len == sizeof(*at) && at->event.vers == FANOTIFY_METADATA_VERSION &&
+	       at->event.metadata_len == sizeof(at->event) && at->event.fd >= 0 &&
+	       at->range.hdr.info_type == FAN_EVENT_INFO_TYPE_RANGE && at->range.hdr.len == sizeof(at->range) &&
+	       !(at->event.mask & FAN_Q_OVERFLOW);
+}
+
+static enum eod_kind see_to(struct eod_plane *plane, struct eod_event *event)
+{
+	const struct object *object;
+	struct stat status;
+	uint64_t length;
+
+	if (event->pid <= 0 || event->fd >= JOURNAL_CAPACITY || fstat(event->fd, &status))
+		return EOD_OTHER;
+	object = place(plane, status.st_dev, status.st_ino);
+	if (!object->used || !event->length || event->offset >= object->size)
+		return EOD_OTHER;
+	length = object->size - event->offset < event->length ? object->size - event->offset : event->length;
+	if (is_present(object, event->offset, length)) {
+		int hole = has_hole(object->writer, event->offset, length);
+
+		if (hole < 0)
+			return EOD_OTHER;
+		if (!hole) {
+			if (!let_through(plane, (uint32_t)event->pid, object->object, event->offset, length))
+				return EOD_OTHER;
+			event->object = object->object;
+			event->length = length;
+			event->failed = allow(plane, event->fd);
+			return EOD_PRESENT;
+		}
+	}
+	event->object = object->object;
+	event->length = length;
+	journal(plane, event);
+	return EOD_PENDING;
+}
+
+int eod_plane_take(struct eod_plane *plane, int worker, uint64_t first, uint8_t *buffer, size_t room,
+		   struct eod_event *events, uint32_t *rest)
+{
+	const ssize_t have = read(plane->group, buffer, room);
+	size_t at = 0;
+	int count = 0, sends = worker >= 0;
+
+	if (have < 0)
+		return -errno;
+	for (; (size_t)have - at >= sizeof(struct range_event); at += sizeof(struct range_event), count++) {
+		struct eod_event *event = &events[count];
+		struct range_event plain;
+
+		memcpy(&plain, buffer + at, sizeof(plain));
+		if (!is_plain(&plain))
+			break;
+		*event = (struct eod_event){
+			.mask = plain.event.mask, .offset = plain.range.offset, .length = plain.range.count,
+			.fd = plain.event.fd, .pid = plain.event.pid,
+		};
+		event->kind = see_to(plane, event);
+		sends = sends && event->kind == EOD_PENDING;
+		if (sends && (sends = ask(worker, first + (uint64_t)count, event)))
+			event->kind = EOD_SENT;
+	}
+	rest[0] = (uint32_t)at;
+	rest[1] = (uint32_t)have;
+	return count;
+}
+
+int eod_plane_allow(struct eod_plane *plane, int fd, int writer, uint32_t thread, uint64_t object, uint64_t offset,
+		    uint64_t length)
+{
+	const int hole = has_hole(writer, offset, length);
+	int failed;
+
+	if (hole)
+		return hole < 0 ? 2 : 1;
+	if (!let_through(plane, thread, object, offset, length))
+		return 2;
+	failed = allow(plane, fd);
+	return -failed;
+}

@@ -1,0 +1,302 @@
+"""The keeper's way of an event in C, beside the Python that does the same: whatever comes, the same becomes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import socket
+import struct
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fanotify
+from fanotify.wire import INFO_RANGE, METADATA, RESPONSE, Event, parse_events
+from loader.keeper import readers
+from loader.keeper.events import Events, Seen
+from loader.keeper.fdstore import FdStore
+from loader.keeper.plane_fanotify import FanotifyPlane
+from loader.keeper.presence import BLOCK, Presence
+from loader.keeper.protocol import Request, pack_request
+from loader.keeper.requests import Pending, Present, RequestTable
+from loader.keeper.state import State
+
+SIZE = 64 * BLOCK - 100  # what frames cover of a file; it is a block longer
+NAMES = ("one", "two", "released", "stranger")  # files; the last one is no object
+THREADS = (1, 77, 77 + 8192, 4194304)  # two of which share a place in the C's memory
+
+
+class Twin(Events):
+    """Sees to nothing: all is left to Python."""
+
+    def take(self, worker: int, first: int) -> Iterator[Seen | Event]:
+        yield from parse_events(os.read(self.group, 1 << 16))
+
+    def allow(self, fd: int, writer: int, thread: int, object_id: int, offset: int, length: int) -> int | None:
+        return None
+
+    def __init__(self, group: int, journal: Any, table: Any) -> None:
+        super().__init__(group, journal, table)
+        self.group = group
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An event as it is to come. `shape`: "range", "none" (without a range), "odd" (an info record more)."""
+
+    name: str
+    offset: int
+    length: int
+    thread: int
+    shape: str = "range"
+    mask: int = fanotify.group.PRE_ACCESS
+
+    def encode(self, fd: int) -> bytes:
+        info = b"" if self.shape == "none" else INFO_RANGE.pack(6, 0, INFO_RANGE.size, 0, self.offset, self.length)
+        info = struct.pack("=BBHI", 99, 0, 8, 0) + info if self.shape == "odd" else info
+        return METADATA.pack(METADATA.size + len(info), 3, 0, METADATA.size, self.mask, fd, self.thread) + info
+
+
+class Side:
+    """A plane with two files and their bitmaps, a group that is a socket, and a worker's."""
+
+    def __init__(self, root: Path, events: type[Events]) -> None:
+        self.files = {name: root / "blobs" / name for name in NAMES}
+        (root / "blobs").mkdir(parents=True)
+        for file in self.files.values():
+            file.touch()
+            os.truncate(file, SIZE + 100 + BLOCK)
+        self.kernel, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.worker, keepers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (self.kernel, ours, self.worker):
+            end.setblocking(False)
+        self._ends = ours, keepers
+        self.to_worker = keepers.fileno()
+        with (
+            mock.patch("fanotify.init", ours.fileno),
+            mock.patch("fanotify.mark_fd"),
+            mock.patch("loader.keeper.plane_fanotify.Events", events),
+        ):
+            self.plane = FanotifyPlane(FdStore(None), State.load(root), RequestTable(), {})
+            self.items = {name: self.plane.create(name, str(self.files[name]), "encoded", SIZE) for name in NAMES[:-1]}
+        self.bitmaps = {}
+        for name, item in self.items.items():
+            fd = self.plane.lend(item.id)
+            assert fd is not None
+            self.bitmaps[name] = Presence(fd, writable=True)
+            os.close(fd)
+        self.items["released"].released = True
+        self.plane._show(self.items["released"])
+        self.numbers = dict[int, int]()  # of an event's descriptor: which event it is
+        self._answers: list[tuple[int, int]] = []
+        self._count = itertools.count()
+
+    def fill(self, name: str, block: int, count: int, *, said: bool) -> None:
+        with open(self.files[name], "r+b") as file:
+            os.pwrite(file.fileno(), b"x" * BLOCK * count, block * BLOCK)
+        if said and name in self.bitmaps and block * BLOCK < SIZE:
+            self.bitmaps[name].set(block * BLOCK, min(count * BLOCK, SIZE - block * BLOCK))
+
+    def come(self, events: Sequence[Asked]) -> list[tuple[Any, ...]]:
+        """What the plane makes of events that come at once."""
+        data = b""
+        for event in events:
+            fd = os.open(self.files[event.name], os.O_RDONLY)
+            self.numbers[fd] = next(self._count)
+            data += event.encode(fd)
+        self.kernel.send(data)
+        found = list(self.plane.read(self.to_worker))
+        self._collect()
+        self.check_sent(found)
+        return [self._plain(each) for each in found]
+
+    def check_sent(self, found: Sequence[Pending | Present]) -> None:
+        """The worker was asked for those that say so: the first ones."""
+        got = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                got.append(self.worker.recv(256))
+        sent = [each for each in found if isinstance(each, Pending) and each.sent]
+        assert list(found)[: len(sent)] == sent
+        assert got == [pack_request(Request(each.id, each.object, each.offset, each.length)) for each in sent]
+
+    def _plain(self, each: Pending | Present) -> tuple[Any, ...]:
+        if isinstance(each, Present):
+            return ("present", *each)
+        return each.id, each.object, each.offset, each.length, each.thread, self.numbers[each.token]
+
+    def answer(self, which: int, error: int) -> None:
+        waiting = list(self.plane._requests)
+        if waiting:
+            pending = self.plane._requests.take(waiting[which % len(waiting)].id)
+            assert pending is not None
+            self.plane.answer(pending, error)
+            self._collect()
+
+    def _collect(self) -> None:
+        """The answers that the kernel got. Their descriptors were closed: at once, before others get their numbers."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                fd, response = RESPONSE.unpack(self.kernel.recv(64))
+                with pytest.raises(OSError):
+                    os.fstat(fd)
+                self._answers.append((self.numbers.pop(fd), response))
+
+    def state(self) -> tuple[Any, ...]:
+        """All that anybody can see of what was done."""
+        for fd in self.numbers:
+            os.fstat(fd)
+        entries = [(self.numbers[fd], *rest) for fd, *rest in self.plane._journal.entries()]
+        table = readers.Readers(self.plane._readers.fd)
+        reading = [sorted(self._reads(table, item.id)) for item in self.items.values()]
+        waiting = [self._plain(pending) for pending in self.plane._requests]
+        return self._answers, sorted(entries), reading, table.lost, waiting, self.plane.counters
+
+    @staticmethod
+    def _reads(table: readers.Readers, object_id: int) -> list[tuple[int, int]]:
+        with mock.patch("loader.keeper.readers._lives", return_value=True):
+            return table.reading(object_id)
+
+    def close(self) -> None:
+        own = (self.plane._journal.fd, self.plane._readers.fd, *self.plane.writers.values(), *self.numbers)
+        for fd in own:
+            os.close(fd)
+        for end in (self.kernel, self.worker, *self._ends):
+            end.close()
+
+
+@contextlib.contextmanager
+def both() -> Iterator[tuple[Side, Side]]:
+    with tempfile.TemporaryDirectory() as name:
+        sides = Side(Path(name) / "c", Events), Side(Path(name) / "python", Twin)
+        try:
+            yield sides
+        finally:
+            for side in sides:
+                side.close()
+
+
+BLOCKS = st.integers(0, 66)
+EVENTS = st.builds(
+    Asked,
+    st.sampled_from(NAMES),
+    BLOCKS.map(lambda block: block * BLOCK) | st.sampled_from((5, SIZE - 1, SIZE, 1 << 63, (1 << 64) - 1)),
+    st.sampled_from((0, 1, 100, BLOCK, 4 * BLOCK, 1 << 20, (1 << 64) - 1)),
+    st.sampled_from((*THREADS, *THREADS, 0)),
+    st.sampled_from(("range",) * 8 + ("none", "odd")),
+)
+STEPS = st.one_of(
+    st.lists(EVENTS, min_size=1, max_size=6),
+    st.tuples(st.sampled_from(NAMES), BLOCKS, st.integers(1, 8), st.booleans()),
+    st.tuples(st.integers(0, 5), st.sampled_from((0, 0, 0, 5))),
+)
+
+
+@settings(deadline=None, max_examples=120)
+@given(st.lists(STEPS, max_size=12))
+def test_the_same_becomes_of_all_events(steps: list[Any]) -> None:
+    with both() as (quick, plain):
+        for step in steps:
+            if isinstance(step, list):
+                assert quick.come(step) == plain.come(step)
+            elif len(step) == 4:
+                name, block, count, said = step
+                for side in (quick, plain):
+                    side.fill(name, block, count, said=said)
+            else:
+                for side in (quick, plain):
+                    side.answer(*step)
+            assert quick.state() == plain.state()
+
+
+def test_what_is_there_is_answered_and_what_is_not_is_sent() -> None:
+    """The way of nearly all events, and that C goes it: what it sees to, it says of itself."""
+    with both() as (side, _):
+        side.fill("one", 0, 4, said=True)
+        first = Asked("one", 0, 4 * BLOCK, 77)
+        assert side.come([first]) == [("present", 1, 0, 4 * BLOCK)]  # a new thread: Python finds it a place
+        missing = Asked("one", 8 * BLOCK, BLOCK, 77)
+        with mock.patch.object(side.plane, "_record", side_effect=AssertionError):
+            assert side.come([first]) == [("present", 1, 0, 4 * BLOCK)]
+            assert [getattr(each, "sent", None) for each in _raw(side, [missing, missing])] == [True, True]
+            assert [type(each).__name__ for each in _raw(side, [first, missing])] == ["Present", "Pending"]
+        assert [pending.sent for pending in side.plane._requests] == [
+            True,
+            True,
+            False,
+        ]  # what came first is told first
+        side.fill("one", 8, 1, said=False)
+        with mock.patch.object(side.plane, "_hole_in", side_effect=AssertionError):
+            side.answer(0, 0)
+        assert side.plane.counters["allowed"] == 4
+
+
+def _raw(side: Side, events: Sequence[Asked]) -> list[Pending | Present]:
+    data = b""
+    for event in events:
+        fd = os.open(side.files[event.name], os.O_RDONLY)
+        side.numbers[fd] = next(side._count)
+        data += event.encode(fd)
+    side.kernel.send(data)
+    return list(side.plane.read(side.to_worker))
+
+
+def test_a_hole_under_a_bit_is_asked_for() -> None:
+    """A worker that says what is not true harms nobody: zeros are never let through."""
+    with both() as (side, _):
+        side.bitmaps["one"].set(0, SIZE)
+        side.fill("one", 0, 2, said=True)
+        side.come([Asked("one", 0, BLOCK, 77)])
+        ((number, *_),) = side.come([Asked("one", BLOCK, 2 * BLOCK, 77)])
+        assert number == 1
+        side.answer(0, 0)
+        assert side.plane.counters["holes"] == 1 and side.plane.counters["denied"] == 1
+
+
+def test_a_worker_that_does_not_take_it_is_asked_later() -> None:
+    with both() as (side, _):
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                side._ends[1].send(b"x" * 1000, socket.MSG_DONTWAIT)
+        found = _raw(side, [Asked("one", 0, BLOCK, 77)])
+        assert [each.sent for each in found if isinstance(each, Pending)] == [False]
+
+
+def test_many_objects_come_and_go() -> None:
+    """The C's table of inodes against a dictionary."""
+    with both() as (side, _):
+        events = side.plane._events
+        known = dict[tuple[int, int], int]()
+        for number in range(3000):
+            inode = (7, number * 7919 % 4096)
+            if number % 3 == 2 and known:
+                gone = list(known)[number % len(known)]
+                events.drop(gone)
+                del known[gone]
+            else:
+                events.put(inode, number, SIZE, 0, None)
+                known[inode] = number
+            events.drop((9, number))  # nobody has it
+        for name, item in side.items.items():
+            if name != "released":
+                assert side.come([Asked(name, 0, BLOCK, 77)])[0][1] == item.id
+        with mock.patch.object(side.plane, "_record", side_effect=AssertionError):
+            _raw(side, [Asked("two", 0, BLOCK, 77)])
+
+
+def test_an_event_that_is_malformed_loses_none_before_it(caplog: pytest.LogCaptureFixture) -> None:
+    with both() as (side, _):
+        fd = os.open(side.files["one"], os.O_RDONLY)
+        side.numbers[fd] = 0
+        side.kernel.send(Asked("one", 0, BLOCK, 77).encode(fd) + bytes(24))
+        (found,) = side.plane.read(side.to_worker)
+        assert isinstance(found, Pending) and found.sent
+        assert "event version 0" in caplog.text
