@@ -55,6 +55,7 @@ class Results:
     def save(self, path: Path) -> None:
         """Replace the file."""
         temporary = path.with_name(path.name + ".new")
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(json.dumps(self.document(), indent=1, ensure_ascii=False) + "\n")
         temporary.replace(path)
 

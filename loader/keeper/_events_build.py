@@ -30,7 +30,7 @@ ffibuilder.set_source(
     '#include "events.h"',
     sources=["loader/keeper/csrc/events.c"],
     include_dirs=["loader/keeper/csrc", "fanotify/csrc"],
-    define_macros=[("_GNU_SOURCE", None)],
+    define_macros=[("_GNU_SOURCE", None), ("_FILE_OFFSET_BITS", "64")],
     extra_compile_args=["-O2", "-Wall", "-Wextra", "-Wno-unused-parameter"],
 )
 

@@ -19,7 +19,7 @@ _MOST = 64
 class Seen(NamedTuple):
     """An event that was seen to: answered (`present`), or journaled and perhaps sent to the worker.
 
-    `failed` is the errno with which the kernel refused the answer, or 0.
+    `failed` is the errno with which the kernel refused the answer, or 0. ENOENT: there was one before.
     """
 
     object: int
@@ -69,8 +69,9 @@ class Events:
     def take(self, worker: int, first: int) -> Iterator[Seen | Event]:
         """See to what waits: in the order of the events, those that were seen to, and those that were not.
 
-        Requests have the numbers from `first` on in this order; they are sent to `worker`, a socket, unless that is
-        negative, or something comes before them that is not. OSError as read(2) of the group; ValueError: malformed.
+        Requests have the numbers from `first` on in this order; once journaled they are sent to `worker`, a socket,
+        unless that is negative, or something comes before them that is not. OSError as read(2) of the group;
+        ValueError: malformed, of which nothing can be answered.
         """
         count = lib.eod_plane_take(self._plane, worker, first, self._room, len(self._buffer), self._events, self._rest)
         if count < 0:

@@ -201,16 +201,16 @@ class FanotifyPlane:
     def read(self, worker: int = -1) -> Iterator[Pending | Present]:
         """The new requests. Events that need no worker are answered here; of some of them it is told.
 
-        With `worker`, its socket, most are sent at once: before anything else is done about them.
+        With `worker`, its socket, most are sent as soon as they are journaled. ValueError: what came is malformed, and
+        only another keeper can answer it (`_deny_unjournaled`). It finds what came before in the journal.
         """
-        seen: list[Seen | fanotify.Event] = []
         try:
-            for event in self._events.take(worker, self._requests.following):
-                seen.append(event)  # noqa: PERF402 - what came before an error counts
+            seen = list(self._events.take(worker, self._requests.following))
         except BlockingIOError:
-            pass
-        except (OSError, ValueError) as error:  # the kernel could not hand the event over, and has denied it
+            return
+        except OSError as error:  # the kernel could not hand the event over, and has denied it
             log.error("fanotify: read: %s", error)
+            return
         found = [self._note(event) if isinstance(event, Seen) else self._record(event) for event in seen]
         yield from (each for each in found if each is not None)
 
@@ -224,10 +224,10 @@ class FanotifyPlane:
         return Present(event.object, event.offset, event.length)
 
     def _allowed(self, fd: int, failed: int) -> None:
-        if failed:
-            log.error("fanotify: answer to %d: %s", fd, os.strerror(failed))
-        else:
+        if not failed:
             self.counters["allowed"] += 1
+        elif failed != errno.ENOENT:  # ENOENT: answered by the keeper before this one
+            log.error("fanotify: answer to %d: %s", fd, os.strerror(failed))
 
     def _request(
         self, object_id: int, offset: int, length: int, fd: int, thread: int, *, sent: bool = False
@@ -242,11 +242,11 @@ class FanotifyPlane:
             self.counters["holes"] += 1
             log.error("object %d: the worker left a hole in [%d, +%d)", pending.object, pending.offset, pending.length)
             error = errno.EIO
-        self._let_through(pending, error)
+        self._end(pending, error)
 
     def answer_by_presence(self, pending: Pending) -> None:
         """Without a worker: what is there may be read, what is not is an error."""
-        self._let_through(pending, errno.EIO if self._hole_in(pending) else 0)
+        self._end(pending, errno.EIO if self._hole_in(pending) else 0)
 
     def _allow(self, pending: Pending) -> bool:
         """Allow what is as it should be; False: nothing was done."""
@@ -260,15 +260,22 @@ class FanotifyPlane:
             self._allowed(pending.token, failed)
         return failed is not None
 
-    def _let_through(self, pending: Pending, error: int) -> None:
-        if not error:
-            self._reads(pending.thread, pending.object, pending.offset, pending.length)
-        self._respond(pending.token, error)
+    def _end(self, pending: Pending, error: int) -> None:
+        if error:
+            self._respond(pending.token, error)
+        else:
+            self._let_through(pending.token, pending.thread, pending.object, pending.offset, pending.length)
 
-    def _reads(self, thread: int, object_id: int, offset: int, length: int) -> None:
-        """A thread is about to be let through; from now on `_events` knows where that is written."""
+    def _let_through(self, fd: int, thread: int, object_id: int, offset: int, length: int) -> None:
+        """Allow an event; from now on `_events` knows where it is written what the thread reads.
+
+        One that the keeper before this one has allowed already says nothing new: its thread may have gone on since.
+        """
+        before = self._readers.last(thread)
         if slot := self._readers.let_through(thread, object_id, offset, length):
             self._events.know(thread, slot)
+        if not self._respond(fd, 0) and before is not None:
+            self._readers.let_through(thread, *before)
 
     def _record(self, event: fanotify.Event) -> Pending | Present | None:
         """Journal an event, or answer it when it need not or cannot be asked of a worker."""
@@ -285,8 +292,7 @@ class FanotifyPlane:
                 raise OSError(errno.EIO, "nobody serves this object any more")
             offset, length = self._clip(object_id, event)
             if length > 0 and self._is_present(object_id, offset, length):
-                self._reads(event.pid, object_id, offset, length)
-                self._respond(event.fd, 0)
+                self._let_through(event.fd, event.pid, object_id, offset, length)
                 self.counters["present"] += 1
                 return Present(object_id, offset, length)
             if length > 0:
@@ -320,17 +326,22 @@ class FanotifyPlane:
             log.error("object %d: %s", pending.object, error)
             return True
 
-    def _respond(self, fd: int, error: int) -> None:
-        """Write the one answer, then free the number: in this order, so that it never names two events."""
+    def _respond(self, fd: int, error: int) -> bool:
+        """Write the one answer, then free the number: in this order, so that it never names two events.
+
+        False: it was answered before.
+        """
+        new = True
         try:
             fanotify.answer(self.group, fd, error)
             self.counters["denied" if error else "allowed"] += 1
         except OSError as failure:
-            if failure.errno != errno.ENOENT:  # ENOENT: answered by the keeper before this one
+            if new := failure.errno != errno.ENOENT:  # ENOENT: answered by the keeper before this one
                 log.error("fanotify: answer to %d: %s", fd, failure)
         if fd < CAPACITY:
             self._journal.clear(fd)
         os.close(fd)
+        return new
 
     # Taking over
 

@@ -75,6 +75,14 @@ class Readers:
         self._slots[thread] = slot
         return slot
 
+    def last(self, thread: int) -> tuple[int, int, int] | None:
+        """Object, offset and length of what a thread was let through to last."""
+        slot = self._slots.get(thread)
+        if slot is None:
+            return None
+        _, object_id, offset, length = _SLOT.unpack_from(self._map, slot * _SLOT.size)
+        return object_id, offset, length
+
     def reading(self, object_id: int) -> list[tuple[int, int]]:
         """Start and end of what threads may be reading of an object right now."""
         found = []

@@ -15,7 +15,7 @@ class Pending:
     """A request of the kernel. `token` is the kernel's name for it: an event's descriptor, or a msg_id.
 
     `opening` is set for an OPEN (then offset and length mean nothing). `thread` is who waits, where the kernel tells.
-    `sent`: the worker that serves was asked already.
+    `sent`: whoever was the worker when it came was asked at once.
     """
 
     id: int

@@ -22,6 +22,8 @@
 /* protocol.py */
 #define REQUEST 3
 
+_Static_assert(sizeof(off_t) == 8, "offsets are of 64 bits");
+
 struct slot { /* of both tables; the journal's begins with object + 1, the readers' with the thread */
 	uint64_t first, second, third, fourth;
 };
@@ -160,20 +162,14 @@ void eod_plane_reader(struct eod_plane *plane, uint32_t thread, uint32_t slot)
 		plane->known[thread & (sizeof(plane->known) / sizeof(*plane->known) - 1)] = slot;
 }
 
-/* 0: its slot is not known here. */
-static int let_through(struct eod_plane *plane, uint32_t thread, uint64_t object, uint64_t offset, uint64_t length)
+/* Where a thread's last read is to be written; slot 0 if nobody keeps that any more, NULL if it is not known here. */
+static struct slot *reader(const struct eod_plane *plane, uint32_t thread)
 {
 	uint32_t slot = plane->known[thread & (sizeof(plane->known) / sizeof(*plane->known) - 1)];
-	struct slot *read = &plane->readers[slot];
 
 	if (plane->readers[0].second == LOST)
-		return 1;
-	if (!thread || !slot || read->first != thread)
-		return 0;
-	read->second = object;
-	read->third = offset;
-	read->fourth = length;
-	return 1;
+		return &plane->readers[0];
+	return thread && slot && plane->readers[slot].first == thread ? &plane->readers[slot] : NULL;
 }
 
 /* Events */
@@ -200,14 +196,22 @@ static int has_hole(int writer, uint64_t offset, uint64_t length)
 	return (uint64_t)hole < offset + length;
 }
 
-/* Write the one answer, then free the number: in this order, so that it never names two events. */
-static int allow(struct eod_plane *plane, int fd)
+/* Say who reads what, write the one answer, then free the number: in this order, so that a read that is let through
+ * is never unknown, and a number never names two events. */
+static int allow(struct eod_plane *plane, int fd, struct slot *read, uint64_t object, uint64_t offset, uint64_t length)
 {
 	const struct fanotify_response response = { .fd = fd, .response = FAN_ALLOW };
+	const struct slot before = *read;
+	const int kept = read != &plane->readers[0];
 	int failed = 0;
 
-	if (write(plane->group, &response, sizeof(response)) < 0 && errno != ENOENT)
-		failed = errno; /* ENOENT: answered by the keeper before this one */
+	if (kept)
+		*read = (struct slot){ before.first, object, offset, length };
+	__atomic_thread_fence(__ATOMIC_RELEASE);
+	if (write(plane->group, &response, sizeof(response)) < 0)
+		failed = errno;
+	if (kept && failed == ENOENT) /* answered by the keeper before this one: it has gone on to another read since */
+		*read = before;
 	if (fd < JOURNAL_CAPACITY)
 		__atomic_store_n(&plane->journal[fd].first, 0, __ATOMIC_RELEASE);
 	close(fd);
@@ -249,6 +253,7 @@ static enum eod_kind see_to(struct eod_plane *plane, struct eod_event *event)
 {
 	const struct object *object;
 	struct stat status;
+	struct slot *read;
 	uint64_t length;
 
 	if (event->pid <= 0 || event->fd >= JOURNAL_CAPACITY || fstat(event->fd, &status))
@@ -263,11 +268,12 @@ static enum eod_kind see_to(struct eod_plane *plane, struct eod_event *event)
 		if (hole < 0)
 			return EOD_OTHER;
 		if (!hole) {
-			if (!let_through(plane, (uint32_t)event->pid, object->object, event->offset, length))
+			read = reader(plane, (uint32_t)event->pid);
+			if (!read)
 				return EOD_OTHER;
 			event->object = object->object;
 			event->length = length;
-			event->failed = allow(plane, event->fd);
+			event->failed = allow(plane, event->fd, read, event->object, event->offset, length);
 			return EOD_PRESENT;
 		}
 	}
@@ -311,12 +317,9 @@ int eod_plane_allow(struct eod_plane *plane, int fd, int writer, uint32_t thread
 		    uint64_t length)
 {
 	const int hole = has_hole(writer, offset, length);
-	int failed;
+	struct slot *read = reader(plane, thread);
 
-	if (hole)
-		return hole < 0 ? 2 : 1;
-	if (!let_through(plane, thread, object, offset, length))
-		return 2;
-	failed = allow(plane, fd);
-	return -failed;
+	if (hole || !read)
+		return hole > 0 ? 1 : 2;
+	return -allow(plane, fd, read, object, offset, length);
 }

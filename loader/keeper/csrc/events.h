@@ -16,7 +16,7 @@ enum eod_kind {
 };
 
 /* `offset` and `length` are of the event for EOD_OTHER, else clipped to what frames cover. `failed`: 0, or the errno
- * with which the kernel refused an answer. */
+ * with which the kernel refused an answer (ENOENT: there was one before). */
 struct eod_event {
 	uint64_t mask, object, offset, length;
 	int32_t fd, pid, kind, failed;
@@ -36,8 +36,8 @@ void eod_plane_drop(struct eod_plane *plane, uint64_t device, uint64_t inode);
 /* Say in which slot of the readers' table a thread has its last read. */
 void eod_plane_reader(struct eod_plane *plane, uint32_t thread, uint32_t slot);
 
-/* Read what events wait into `buffer`, and see to them in their order. Requests get numbers from `first` on, and go to
- * `worker`, a socket, unless it is negative, or something that is told of before they are is left to Python.
+/* Read what events wait into `buffer`, and see to them in their order. Requests get numbers from `first` on, and once
+ * journaled go to `worker`, a socket, unless it is negative, or something that comes before them is left to Python.
  *
  * The number of `events` (of which there must be room / 48), and in `rest` where the first event lies that is not of
  * the plain shape, and where the last one ends; -errno if nothing could be read. */
