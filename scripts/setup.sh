@@ -65,7 +65,8 @@ make_venv() {
     [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
     # Sources of the extensions too: an editable install compiles them in place.
     local state
-    state=$(cat pyproject.toml setup.py ./*/_*_build.py ./*/csrc/*.[ch] | sha256sum)
+    state=$(find . -path ./.venv -prune -o \( -name '_*_build.py' -o -path '*/csrc/*.[ch]' \) -print | sort |
+        xargs cat pyproject.toml setup.py | sha256sum)
     if [ "$(cat "$stamp" 2>/dev/null)" != "$state" ] || ! .venv/bin/python -c 'import erofs_builder._hot' 2>/dev/null; then
         log "installing the project into .venv"
         .venv/bin/python -m pip install -q -e '.[dev]' </dev/null >&2
