@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import mmap
 import os
 import socket
 import struct
 import tempfile
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -292,11 +295,146 @@ def test_many_objects_come_and_go() -> None:
             _raw(side, [Asked("two", 0, BLOCK, 77)])
 
 
-def test_an_event_that_is_malformed_loses_none_before_it(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_event_that_is_malformed_loses_none_before_it() -> None:
+    """It ends this keeper; the next one finds what came before in the journal, and denies what came after."""
     with both() as (side, _):
         fd = os.open(side.files["one"], os.O_RDONLY)
         side.numbers[fd] = 0
         side.kernel.send(Asked("one", 0, BLOCK, 77).encode(fd) + bytes(24))
-        (found,) = side.plane.read(side.to_worker)
-        assert isinstance(found, Pending) and found.sent
-        assert "event version 0" in caplog.text
+        with pytest.raises(ValueError, match="event version 0"):
+            list(side.plane.read(side.to_worker))
+        assert [entry.fd for entry in side.plane._journal.entries()] == [fd]
+
+
+def test_who_is_let_through_is_known_before_and_the_number_taken_until_after() -> None:
+    """The kernel's end takes nothing: the answer stands in its write(2), and one can look around."""
+    with both() as (side, _):
+        side.fill("one", 0, 16, said=True)
+        side.come([Asked("one", 0, BLOCK, 77)])
+        ((*_, event),) = side.come([Asked("two", 0, BLOCK, 77)])
+        side.fill("two", 0, 1, said=False)
+        for read, what in (
+            (lambda: _raw(side, [Asked("one", BLOCK, BLOCK, 77)]), (side.items["one"].id, BLOCK, BLOCK)),
+            (lambda: side.plane.answer(side.plane._requests.take_all()[0], 0), (side.items["two"].id, 0, BLOCK)),
+        ):
+            thread = _into_full(side, read)
+            assert side.plane._readers.last(77) == what
+            waiting = {entry.fd for entry in side.plane._journal.entries()}
+            assert waiting == {fd for fd, number in side.numbers.items() if number == event}
+            while (answer := side.kernel.recv(8)) == bytes(8):
+                pass
+            thread.join(20)
+            side.numbers.pop(RESPONSE.unpack(answer)[0])
+            side.kernel.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while side.kernel.recv(8) == bytes(8):
+                    pass
+        assert not list(side.plane._journal.entries())
+
+
+def _into_full(side: Side, call: Callable[[], object]) -> threading.Thread:
+    """Begin a call that writes into the group, where there is no room: the thread that stands there."""
+    group = side.plane.group
+    os.set_blocking(group, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(group, bytes(8))
+    os.set_blocking(group, True)
+    side.kernel.settimeout(20)
+    thread = threading.Thread(target=call)
+    thread.start()
+    _until_blocked(thread)
+    return thread
+
+
+def _until_blocked(thread: threading.Thread) -> None:
+    """Wait until a thread sleeps in write(2)."""
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        time.sleep(0.01)
+        if Path(f"/proc/self/task/{thread.native_id}/syscall").read_text().split()[0] == "1":
+            return
+    raise AssertionError("it does not wait")
+
+
+def test_a_file_of_which_nothing_is_known_lets_nobody_through() -> None:
+    """Whatever the reason why the kernel does not tell its holes."""
+    with both() as (side, _):
+        side.fill("one", 0, 4, said=True)
+        side.come([Asked("one", 0, BLOCK, 77)])
+        side.come([Asked("one", 8 * BLOCK, BLOCK, 77)])
+        ends = os.pipe()
+        os.dup2(ends[0], side.plane.writers[side.items["one"].id])
+        assert side.come([Asked("one", 0, BLOCK, 77)]) == []
+        side.answer(0, 0)
+        assert side.plane.counters["denied"] == 2
+        for fd in ends:
+            os.close(fd)
+
+
+def test_an_object_that_is_gone_lets_nobody_through() -> None:
+    """Its writer's number may be another file's by then."""
+    with both() as (side, _):
+        side.fill("one", 0, 16, said=True)
+        side.come([Asked("one", 0, BLOCK, 77)])
+        item = side.items["one"]
+        writer = side.plane.writers[item.id]
+        side.files["one"].unlink()
+        side.files["one"].write_bytes(b"x" * SIZE)
+        stays = os.open(side.files["two"], os.O_RDONLY)
+        fd = os.open(f"/proc/self/fd/{writer}", os.O_RDONLY)  # the file that has no name any more
+        with mock.patch("fanotify.unmark_fd"):
+            side.plane.release(item.id)
+        os.dup2(stays, writer)
+        side.numbers[fd] = next(side._count)
+        side.kernel.send(Asked("one", 0, BLOCK, 77).encode(fd))
+        assert not list(side.plane.read(side.to_worker))
+        side._collect()
+        assert side.plane.counters["denied"] == 1
+        for left in (stays, writer):
+            os.close(left)
+
+
+def test_an_object_that_is_released_but_guarded_lets_nobody_through() -> None:
+    with both() as (side, _):
+        side.fill("one", 0, 16, said=True)
+        side.come([Asked("one", 0, BLOCK, 77)])
+        item = side.items["one"]
+        item.mounted, item.form = True, "decoded"
+        side.plane.release(item.id)
+        assert item.released and side.come([Asked("one", 0, BLOCK, 77)]) == []
+        assert side.plane.counters["denied"] == 1
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("events", [Events, Twin])
+def test_what_was_answered_before_says_nothing_new(events: type[Events], tmp_path: Path) -> None:
+    """A keeper that was killed between an answer and its note of it: the next one answers again, to no avail.
+
+    The thread has gone on to another read since, and that is the one that must stay known.
+    """
+    side = Side(tmp_path, events)
+    real = fanotify.init()
+    try:
+        side.fill("one", 0, 16, said=True)
+        side.come([Asked("one", 4 * BLOCK, BLOCK, 77)])
+        (pending,) = _raw(side, [Asked("two", 0, BLOCK, 77)])
+        side.fill("two", 0, 1, said=False)
+        counters = dict(side.plane.counters)
+        side.plane.group = real  # which knows of no event with this number
+        with mock.patch.object(side.plane, "_events", events(real, side.plane._journal.memory, _table(side))):
+            side.plane._events.know(77, side.plane._readers._slots[77])
+            assert isinstance(pending, Pending) and side.plane._requests.take(pending.id) is pending
+            side.plane.answer(pending, 0)
+        assert side.plane._readers.last(77) == (side.items["one"].id, 4 * BLOCK, BLOCK)
+        assert not list(side.plane._journal.entries()) and side.plane.counters == counters
+        with pytest.raises(OSError):
+            os.fstat(pending.token)
+        side.numbers.pop(pending.token)
+    finally:
+        os.close(real)
+        side.close()
+
+
+def _table(side: Side) -> mmap.mmap:
+    return side.plane._readers.memory
