@@ -11,11 +11,11 @@ _REASONS: list[tuple[str, str, str]] = [
     (
         "R5",
         "plain layers",
-        "nearly half of the processor time is compression, as long as zstd's own; 18 % digests of layers, pieces, "
+        "half of the processor time is compression, as long as zstd's own; a tenth digests of layers, pieces, "
         "frames and the blob, two messages at a time throughout: these two alone, on both processors all the time, "
         "are the limit. 18 % is Python: of 0.5 s the walk through the tar takes 0.15 s, the tree and both forms' "
         "metadata 0.15 s, the list of a start 0.04 s, loading itself 0.1 s, of which a third goes beside the layers. "
-        "A tenth is the kernel's (layers read, blobs written, memory), a twentieth copies. Both processors have work "
+        "As much is the kernel's (layers read, blobs written, memory). Both processors have work "
         "all the time but for the first 0.1 s, in which the program is loaded, the last layer's end with the tree "
         "behind it, and a fifth of the metadata. Other settings of zstd at the same size are no faster "
         "(docs/building.md). Next: the inodes' records and the directories in C, 0.03 s, and less to load.",
@@ -37,8 +37,7 @@ _REASONS: list[tuple[str, str, str]] = [
         "R9",
         "p99",
         "about twice the p50, as for the fetch alone: a read waits for four changes of process, on two processors that "
-        "the registry and the measuring itself use too. Next: C for keeper and worker, as for "
-        "the p50.",
+        "the registry and the measuring itself use too. Next: C for the worker, as for the p50.",
     ),
     (
         "R10",
@@ -70,8 +69,8 @@ _REASONS: list[tuple[str, str, str]] = [
         "R3",
         "25 Mbit/s",
         "what is checked is a frame, so a start fetches each frame that it touches whole, trace or not: 6.9 % of the "
-        "image, against 7.8 % without a trace. Twice as fast would be 3.2 s, in which the link carries 10 MB: 5 %, the "
-        "program's own time not counted. Only another layout gets there: one rebuilt from the trace needs 3.8 %.",
+        "image, against 7.8 % without a trace. Twice as fast would be 3.4 s, in which the link carries 10.6 MB: 5.3 %, "
+        "the program's own time not counted. Only another layout gets there: one rebuilt from the trace needs 3.8 %.",
     ),
 ]
 
