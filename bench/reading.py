@@ -34,9 +34,9 @@ APART = NEAR + 1
 COLD_NOTE = (
     "whatever is read of a frame, the kernel decodes all of its 128 KiB, for it reads ahead to the frame's end; that"
     " alone is more than the goal (frames of 256 KiB take half as long again). The rest is verification and four"
-    " changes of process, two of them into an interpreter. Tried, and no faster: the answer sent in C by who has written"
-    " the frame, and no thread woken to listen meanwhile. Whoever is woken waits for the processor of who woke him, so"
-    " it is the code of all that counts. Next: a READ's way through the worker in C"
+    " changes of process, two of them into an interpreter. Tried, and no faster: the answer sent in C by who has"
+    " written the frame, and no thread woken to listen meanwhile. Whoever is woken waits for the processor of who"
+    " woke him, so it is the code of all that counts. Next: a READ's way through the worker in C"
 )
 DECODED_NOTE = (
     "of a frame of 44 KiB, the worker needs 25 µs to verify it, 140 to decode its 128 KiB, and 35 to write them; the"
