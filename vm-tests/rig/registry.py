@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 PORT = 5000  # of the first lane's
+_QUIET = 0.15  # seconds
 CONFIG = """version: 0.1
 log: {{level: info, formatter: json}}
 storage:
@@ -53,7 +54,17 @@ class Registry:
             self._process = None
 
     def blob_bytes(self) -> dict[str, int]:
-        """Bytes of each blob (digest) that were sent in answers to GET since the log began."""
+        """Bytes of each blob (digest) that were sent in answers to GET since the log began.
+
+        The registry logs an answer after who asked has got it: until the log is quiet, it is waited for.
+        """
+        before, sent = None, self._logged()
+        while sent != before:
+            time.sleep(_QUIET)
+            before, sent = sent, self._logged()
+        return sent
+
+    def _logged(self) -> dict[str, int]:
         sent: dict[str, int] = {}
         for line in self.log.read_text().splitlines():
             if not line.startswith("{"):
