@@ -24,12 +24,13 @@ from hypothesis import strategies as st
 
 import fanotify
 from fanotify.wire import INFO_RANGE, METADATA, RESPONSE, Event, parse_events
-from loader.keeper import readers
+from loader.keeper import journal, presence, readers
+from loader.keeper._events import lib
 from loader.keeper.events import Events, Seen
 from loader.keeper.fdstore import FdStore
 from loader.keeper.plane_fanotify import FanotifyPlane
 from loader.keeper.presence import BLOCK, Presence
-from loader.keeper.protocol import Request, pack_request
+from loader.keeper.protocol import Kind, Request, pack_request
 from loader.keeper.requests import Pending, Present, RequestTable
 from loader.keeper.state import State
 
@@ -109,7 +110,7 @@ class Side:
         if said and name in self.bitmaps and block * BLOCK < SIZE:
             self.bitmaps[name].set(block * BLOCK, min(count * BLOCK, SIZE - block * BLOCK))
 
-    def come(self, events: Sequence[Asked]) -> list[tuple[Any, ...]]:
+    def read(self, events: Sequence[Asked]) -> list[Pending | Present]:
         """What the plane makes of events that come at once."""
         data = b""
         for event in events:
@@ -117,7 +118,11 @@ class Side:
             self.numbers[fd] = next(self._count)
             data += event.encode(fd)
         self.kernel.send(data)
-        found = list(self.plane.read(self.to_worker))
+        return list(self.plane.read(self.to_worker))
+
+    def come(self, events: Sequence[Asked]) -> list[tuple[Any, ...]]:
+        """The same in numbers that both sides share, once everybody has got what was for him."""
+        found = self.read(events)
         self._collect()
         self.check_sent(found)
         return [self._plain(each) for each in found]
@@ -237,27 +242,14 @@ def test_what_is_there_is_answered_and_what_is_not_is_sent() -> None:
         missing = Asked("one", 8 * BLOCK, BLOCK, 77)
         with mock.patch.object(side.plane, "_record", side_effect=AssertionError):
             assert side.come([first]) == [("present", 1, 0, 4 * BLOCK)]
-            assert [getattr(each, "sent", None) for each in _raw(side, [missing, missing])] == [True, True]
-            assert [type(each).__name__ for each in _raw(side, [first, missing])] == ["Present", "Pending"]
-        assert [pending.sent for pending in side.plane._requests] == [
-            True,
-            True,
-            False,
-        ]  # what came first is told first
+            assert [getattr(each, "sent", None) for each in side.read([missing, missing])] == [True, True]
+            assert [type(each).__name__ for each in side.read([first, missing])] == ["Present", "Pending"]
+        told_first = [pending.sent for pending in side.plane._requests]  # what came before the last one is, in Python
+        assert told_first == [True, True, False]
         side.fill("one", 8, 1, said=False)
         with mock.patch.object(side.plane, "_hole_in", side_effect=AssertionError):
             side.answer(0, 0)
         assert side.plane.counters["allowed"] == 4
-
-
-def _raw(side: Side, events: Sequence[Asked]) -> list[Pending | Present]:
-    data = b""
-    for event in events:
-        fd = os.open(side.files[event.name], os.O_RDONLY)
-        side.numbers[fd] = next(side._count)
-        data += event.encode(fd)
-    side.kernel.send(data)
-    return list(side.plane.read(side.to_worker))
 
 
 def test_a_hole_under_a_bit_is_asked_for() -> None:
@@ -277,8 +269,15 @@ def test_a_worker_that_does_not_take_it_is_asked_later() -> None:
         with contextlib.suppress(BlockingIOError):
             while True:
                 side._ends[1].send(b"x" * 1000, socket.MSG_DONTWAIT)
-        found = _raw(side, [Asked("one", 0, BLOCK, 77)])
+        found = side.read([Asked("one", 0, BLOCK, 77)])
         assert [each.sent for each in found if isinstance(each, Pending)] == [False]
+
+
+def test_c_and_python_agree_on_what_both_write_down() -> None:
+    python = (presence.BLOCK, journal.CAPACITY, journal._START, readers.CAPACITY, Kind.REQUEST)
+    assert python == (
+        lib.EOD_BLOCK, lib.EOD_JOURNAL_CAPACITY, lib.EOD_JOURNAL_START, lib.EOD_READERS_CAPACITY, lib.EOD_REQUEST,
+    )  # fmt: skip
 
 
 def test_many_objects_come_and_go() -> None:
@@ -300,7 +299,7 @@ def test_many_objects_come_and_go() -> None:
             if name != "released":
                 assert side.come([Asked(name, 0, BLOCK, 77)])[0][1] == item.id
         with mock.patch.object(side.plane, "_record", side_effect=AssertionError):
-            _raw(side, [Asked("two", 0, BLOCK, 77)])
+            side.read([Asked("two", 0, BLOCK, 77)])
 
 
 def test_an_event_that_is_malformed_loses_none_before_it() -> None:
@@ -322,7 +321,7 @@ def test_who_is_let_through_is_known_before_and_the_number_taken_until_after() -
         ((*_, event),) = side.come([Asked("two", 0, BLOCK, 77)])
         side.fill("two", 0, 1, said=False)
         for read, what in (
-            (lambda: _raw(side, [Asked("one", BLOCK, BLOCK, 77)]), (side.items["one"].id, BLOCK, BLOCK)),
+            (lambda: side.read([Asked("one", BLOCK, BLOCK, 77)]), (side.items["one"].id, BLOCK, BLOCK)),
             (lambda: side.plane.answer(side.plane._requests.take_all()[0], 0), (side.items["two"].id, 0, BLOCK)),
         ):
             thread = _into_full(side, read)
@@ -426,7 +425,7 @@ def test_what_was_answered_before_says_nothing_new(events: type[Events], tmp_pat
     try:
         side.fill("one", 0, 16, said=True)
         side.come([Asked("one", 4 * BLOCK, BLOCK, 77)])
-        (pending,) = _raw(side, [Asked("two", 0, BLOCK, 77)])
+        (pending,) = side.read([Asked("two", 0, BLOCK, 77)])
         side.fill("two", 0, 1, said=False)
         counters = dict(side.plane.counters)
         side.plane.group = real  # which knows of no event with this number

@@ -1,6 +1,11 @@
 from typing import Any
 
 class _Lib:
+    EOD_BLOCK: int
+    EOD_JOURNAL_CAPACITY: int
+    EOD_JOURNAL_START: int
+    EOD_READERS_CAPACITY: int
+    EOD_REQUEST: int
     EOD_OTHER: int
     EOD_PRESENT: int
     EOD_PENDING: int

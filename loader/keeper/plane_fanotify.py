@@ -218,7 +218,9 @@ class FanotifyPlane:
         """What was done about an event that is seen to."""
         self.counters["events"] += 1
         if not event.present:
-            return self._request(event.object, event.offset, event.length, event.fd, event.thread, sent=event.sent)
+            return self._requests.add(
+                event.object, event.offset, event.length, event.fd, thread=event.thread, sent=event.sent
+            )
         self.counters["present"] += 1
         self._allowed(event.fd, event.failed)
         return Present(event.object, event.offset, event.length)
@@ -228,11 +230,6 @@ class FanotifyPlane:
             self.counters["allowed"] += 1
         elif failed != errno.ENOENT:  # ENOENT: answered by the keeper before this one
             log.error("fanotify: answer to %d: %s", fd, os.strerror(failed))
-
-    def _request(
-        self, object_id: int, offset: int, length: int, fd: int, thread: int, *, sent: bool = False
-    ) -> Pending:
-        return self._requests.add(object_id, offset, length, fd, thread=thread, sent=sent)
 
     def answer(self, pending: Pending, error: int) -> None:
         """Answer a request that was taken from the table: allow, or deny."""
@@ -297,7 +294,7 @@ class FanotifyPlane:
                 return Present(object_id, offset, length)
             if length > 0:
                 self._journal.add(Entry(event.fd, object_id, offset, length, event.pid))
-                return self._request(object_id, offset, length, event.fd, event.pid)
+                return self._requests.add(object_id, offset, length, event.fd, thread=event.pid)
             # Beyond the frames there is nothing to wait for; but a truncation (length 0 on the wire) is refused.
             self._respond(event.fd, errno.EPERM if event.length == 0 and not self.fencing else 0)
         except Exception as error:
@@ -375,7 +372,7 @@ class FanotifyPlane:
 
     def _adopt_journaled(self) -> None:
         for entry in self._journal.entries():
-            self._request(entry.object, entry.offset, entry.length, entry.fd, entry.thread)
+            self._requests.add(entry.object, entry.offset, entry.length, entry.fd, thread=entry.thread)
         log.warning("took over %d requests", len(self._requests))
 
     def _reattach(self, item: Object, fds: dict[str, int]) -> None:

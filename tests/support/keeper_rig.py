@@ -113,6 +113,7 @@ class Daemon:
     def __init__(
         self, directory: Path, *, delay: float = 0.0, worker: tuple[str, ...] = WORKER, **settings: Any
     ) -> None:
+        self.directory = directory
         self.root = directory / "root"
         self.source = directory / "source"
         self.source.mkdir(exist_ok=True)
@@ -215,7 +216,7 @@ class Daemon:
     def close(self) -> None:
         """Leave nothing: processes, mounts."""
         for mount in mountinfo("erofs"):
-            if mount.target.startswith(str(self.root.parent)):
+            if Path(mount.target).is_relative_to(self.directory):
                 umount2(mount.target, MNT_DETACH)
         if self.process is not None:  # else it would start one more keeper, which takes its place
             self.process.send_signal(signal.SIGSTOP)

@@ -10,17 +10,8 @@
 
 #include "kabi.h"
 
-#define BLOCK 4096
 #define FEWEST 64
-
-/* journal.py */
-#define JOURNAL_CAPACITY 65536
-#define JOURNAL_START 4096
-/* readers.py */
-#define READERS_CAPACITY 65536
-#define LOST 1
-/* protocol.py */
-#define REQUEST 3
+#define LOST 1 /* readers.py */
 
 _Static_assert(sizeof(off_t) == 8, "offsets are of 64 bits");
 
@@ -70,7 +61,7 @@ struct eod_plane *eod_plane_new(int group, uint8_t *journal, uint8_t *readers)
 	plane->room = FEWEST;
 	plane->group = group;
 	plane->high = (uint64_t *)journal;
-	plane->journal = (struct slot *)(journal + JOURNAL_START);
+	plane->journal = (struct slot *)(journal + EOD_JOURNAL_START);
 	plane->readers = (struct slot *)readers;
 	return plane;
 }
@@ -158,7 +149,7 @@ void eod_plane_drop(struct eod_plane *plane, uint64_t device, uint64_t inode)
 
 void eod_plane_reader(struct eod_plane *plane, uint32_t thread, uint32_t slot)
 {
-	if (slot < READERS_CAPACITY)
+	if (slot < EOD_READERS_CAPACITY)
 		plane->known[thread & (sizeof(plane->known) / sizeof(*plane->known) - 1)] = slot;
 }
 
@@ -176,7 +167,7 @@ static struct slot *reader(const struct eod_plane *plane, uint32_t thread)
 
 static int is_present(const struct object *object, uint64_t offset, uint64_t length)
 {
-	const uint64_t first = offset / BLOCK, last = (offset + length - 1) / BLOCK;
+	const uint64_t first = offset / EOD_BLOCK, last = (offset + length - 1) / EOD_BLOCK;
 
 	if (last >> 3 >= object->bytes)
 		return 0;
@@ -212,7 +203,7 @@ static int allow(struct eod_plane *plane, int fd, struct slot *read, uint64_t ob
 		failed = errno;
 	if (kept && failed == ENOENT) /* answered by the keeper before this one: it has gone on to another read since */
 		*read = before;
-	if (fd < JOURNAL_CAPACITY)
+	if (fd < EOD_JOURNAL_CAPACITY)
 		__atomic_store_n(&plane->journal[fd].first, 0, __ATOMIC_RELEASE);
 	close(fd);
 	return failed;
@@ -233,7 +224,7 @@ static void journal(struct eod_plane *plane, const struct eod_event *event)
 static int ask(int worker, uint64_t id, const struct eod_event *event)
 {
 	const struct request request = { /* little endian, as all machines are that this runs on: else none is sent */
-		REQUEST, id, (uint32_t)event->object, event->offset, event->length,
+		EOD_REQUEST, id, (uint32_t)event->object, event->offset, event->length,
 	};
 
 	if (__BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__ || event->object > UINT32_MAX)
@@ -256,7 +247,7 @@ static enum eod_kind see_to(struct eod_plane *plane, struct eod_event *event)
 	struct slot *read;
 	uint64_t length;
 
-	if (event->pid <= 0 || event->fd >= JOURNAL_CAPACITY || fstat(event->fd, &status))
+	if (event->pid <= 0 || event->fd >= EOD_JOURNAL_CAPACITY || fstat(event->fd, &status))
 		return EOD_OTHER;
 	object = place(plane, status.st_dev, status.st_ino);
 	if (!object->used || !event->length || event->offset >= object->size)

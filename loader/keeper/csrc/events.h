@@ -8,6 +8,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* What the C and the Python beside it agree on; tests/test_keeper_events.py compares. */
+#define EOD_BLOCK 4096		/* presence.py */
+#define EOD_JOURNAL_CAPACITY 65536 /* journal.py */
+#define EOD_JOURNAL_START 4096
+#define EOD_READERS_CAPACITY 65536 /* readers.py */
+#define EOD_REQUEST 3		/* protocol.py */
+
 enum eod_kind {
 	EOD_OTHER,   /* nothing was done about it */
 	EOD_PRESENT, /* all of it is there: answered, and its descriptor closed */
