@@ -18,7 +18,7 @@ import threading
 from pathlib import Path
 from typing import Self
 
-_RANGE = re.compile(rb"GET /v2/\S+/blobs/sha256:([0-9a-f]{64}) .*?\r\nRange: bytes=(\d+)-(\d+)\r\n", re.S)
+_RANGE = re.compile(rb"GET /v2/\S+/blobs/sha256:([0-9a-f]{64}) .*?\r\n(?i:range): bytes=(\d+)-(\d+)\r\n", re.S)
 
 
 def _serve(connection: socket.socket, target: tuple[str, int], blobs: Path) -> None:
@@ -27,7 +27,7 @@ def _serve(connection: socket.socket, target: tuple[str, int], blobs: Path) -> N
         while request := _head(connection):
             if (match := _RANGE.match(request)) is None:
                 upstream.sendall(request)
-                _forward_answer(upstream, connection)
+                _forward_answer(upstream, connection, has_body=not request.startswith(b"HEAD "))
                 continue
             name, first, last = match[1].decode(), int(match[2]), int(match[3])
             with open(blobs / name[:2] / name / "data", "rb") as file:
@@ -50,7 +50,7 @@ def _head(connection: socket.socket) -> bytes:
     return data
 
 
-def _forward_answer(upstream: socket.socket, connection: socket.socket) -> None:
+def _forward_answer(upstream: socket.socket, connection: socket.socket, has_body: bool) -> None:
     """One answer of known length."""
     data = b""
     while b"\r\n\r\n" not in data:
@@ -58,7 +58,7 @@ def _forward_answer(upstream: socket.socket, connection: socket.socket) -> None:
     connection.sendall(data)
     head, _, body = data.partition(b"\r\n\r\n")
     length = re.search(rb"\r\nContent-Length: (\d+)", head, re.I)
-    left = int(length[1]) - len(body) if length else 0
+    left = int(length[1]) - len(body) if length and has_body else 0
     while left > 0:
         data = upstream.recv(65536)
         connection.sendall(data)

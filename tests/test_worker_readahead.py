@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -149,3 +150,40 @@ def test_what_was_told_of_a_blob_is_forgotten_once_it_stays_closed(file: CacheFi
     assert ahead._hints
     Service._housekeeping(cast("Service", service))
     assert not ahead._hints
+
+
+def _read_all(ahead: ReadAhead, file: CacheFile, order: Iterable[int]) -> tuple[int, list[int]]:
+    """Read frames one by one: how many had to be waited for, and those that were fetched ahead and never read."""
+    fetched, read, waited = set[int](), set[int](), 0
+    for frame in order:
+        waited += frame not in fetched and frame not in read
+        read.add(frame)
+        fetched.update(ahead.after(file, _one(frame)))
+    return waited, sorted(fetched - read)
+
+
+def _walk(count: int) -> list[int]:
+    """A blob's frames as a walk through the tree meets them: onwards on the whole, but no two in their order."""
+    return [frame + (1, -1)[frame % 2] for frame in range(count)]
+
+
+def test_a_walk_through_all_of_a_tree_is_followed(file: CacheFile) -> None:
+    waited, in_vain = _read_all(_ahead(file), file, _walk(800))
+    assert waited < 120
+    assert not in_vain
+
+
+def test_a_walk_that_ends_early_costs_less_than_it_has_saved(file: CacheFile) -> None:
+    _, in_vain = _read_all(_ahead(file), file, _walk(400))
+    assert 0 < len(in_vain) <= 200
+
+
+def test_reading_part_of_what_lies_together_is_no_walk(file: CacheFile) -> None:
+    waited, in_vain = _read_all(_ahead(file), file, [frame for frame in _walk(800) if frame % 40 < 12])
+    assert (waited, in_vain) == (240, [])
+
+
+def test_reading_a_frame_again_tells_nothing(file: CacheFile) -> None:
+    ahead = _ahead(file, Hints({frame: range(20, 24) for frame in range(20, 24)}))
+    assert ahead.after(file, _one(22))
+    assert ahead.after(file, _one(22)) == []

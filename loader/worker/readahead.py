@@ -9,6 +9,8 @@ of its guesses, also of those that were not followed, and is followed only while
     companion  byte code is read: its source
     stream     READs follow each other: the next frames, as far as the link needs to stay busy or as much again as
                this reader has read already, in steps that make large ranges
+    scan       most of what lies before a frame in the blob was read: all of a tree is, file after file, as tar or a
+               search does; what lies behind, whichever files that is
 
 Groups and companions come from the image's tree (hints.py).
 """
@@ -23,6 +25,7 @@ from dataclasses import dataclass
 from loader.cache.files import CacheFile
 from loader.worker.hints import NO_HINTS, Hints
 from loader.worker.link_estimate import LinkEstimate
+from loader.worker.scan import Scan
 
 MAX_STREAMS = 64  # sequential readers remembered per worker
 FIRST_WINDOW = 16 << 10  # bytes ahead of a new stream: one frame, mostly
@@ -31,6 +34,7 @@ WHOLE_LIMIT = 1 << 20  # encoded bytes of a file that is fetched whole
 NEAR = 8  # frames on either side that count as close
 DENSE = 4  # of these read, two frames on either side are expected instead of one
 STREAM_START = 5  # READs in a row, outside of a known file, that make a stream
+SCAN_LIMIT = 2 << 20  # bytes ahead of a scan, or as many as the link needs
 MEMORY = 256  # READs after which a guess that has not come true was wrong
 FOLLOWED = 0.65  # share of guesses that must come true
 
@@ -103,6 +107,7 @@ class ReadAhead:
         self._clock = 0
         self._streams: OrderedDict[Key, _Stream] = OrderedDict()  # by the frame that is to be read next
         self._read: dict[CacheFile, dict[int, int]] = {}  # frame → when it was read first
+        self._scans: dict[CacheFile, Scan] = {}
         self._listed: dict[bytes, frozenset[int]] = {}
         self._followers: dict[CacheFile, dict[int, tuple[Key, ...]]] = {}
         self._hints: dict[bytes, Hints] = {}
@@ -113,6 +118,7 @@ class ReadAhead:
             "near": Judge(8, 0),
             "stream": Judge(8, 0),
             "companion": Judge(0, 1),  # most Pythons do not read sources: only once it was seen here
+            "scan": Judge(0, 16),  # a start reads some of what lies together, and nothing more
         }
 
     def learn(self, blob: bytes, hints: Hints) -> None:
@@ -163,6 +169,8 @@ class ReadAhead:
             self._clock += 1
             hints = self._hints.get(file.blob.raw, NO_HINTS)
             read = self._read.setdefault(file, {})
+            if all(frame in read for frame in frames):
+                return []  # what a frame tells was heeded when it was read first
             for frame in frames:
                 read.setdefault(frame, self._clock)
                 for judge in self._judges.values():
@@ -177,6 +185,7 @@ class ReadAhead:
                 "near": self._near(frames, hints, read),
                 "companion": [other for frame in frames for other in hints.companions.get(frame, ())],
                 "stream": self._stream(file, frames, hints),
+                "scan": self._scan(file, frames, hints, read),
             }
             for name, guessed in guesses.items():
                 chosen.update(self._judged(self._judges[name], file, guessed, read))
@@ -248,12 +257,19 @@ class ReadAhead:
         stream.asked = asked
         return range(begin, asked)
 
+    def _scan(self, file: CacheFile, frames: range, hints: Hints, read: Container[int]) -> list[int]:
+        scan = self._scans.setdefault(file, Scan(file.table))
+        group = hints.groups.get(frames.stop - 1)  # of its own file others take care
+        most = min(max(2 * self._link.in_flight, SCAN_LIMIT), self._limit)
+        return scan.after(frames, group.stop if group else frames.stop, read, most)
+
     def forget(self, file: CacheFile) -> None:
         """The file was closed."""
         with self._lock:
             for key in [key for key in self._streams if key[0] is file]:
                 del self._streams[key]
             self._read.pop(file, None)
+            self._scans.pop(file, None)
             self._followers.pop(file, None)
             for judge in self._judges.values():
                 judge.drop(file)
