@@ -2,8 +2,9 @@
 
     0                EROFS metadata of the whole image in one form, zero-padded to 64 KiB
     erofs_size       frame tables, one after the other, in the order of the superblock's device slots
+    behind them      hints (hints.py); older payloads have none
     size - 48        trailer: magic 8 b"EROFSMD\\x01", version 2, form 1 (1 encoded, 2 decoded), reserved 1, tables 4,
-                     erofs_size 8, tables_size 8, reserved 12, crc32c 4 over the trailer's first 44 bytes
+                     erofs_size 8, tables_size 8, hints_size 8, reserved 4, crc32c 4 over the trailer's first 44 bytes
 
 The payload is zero-padded before the trailer so that its whole size is a multiple of 64 KiB: the kernel may read past
 the metadata's end, never past the file's. It lies in the registry as one zstd stream.
@@ -26,7 +27,7 @@ VERSION = 1
 # zstd level of a payload in the registry, unless told otherwise.
 # On a Debian root of 17,391 inodes: 9 takes 0.05 s for both forms and gives 24 bytes an inode, 18 takes 0.9 s for 21.8.
 PAYLOAD_LEVEL = 9
-_TRAILER = struct.Struct("<8sHBBIQQ12sI")
+_TRAILER = struct.Struct("<8sHBBIQQQ4sI")
 
 
 class Form(Enum):
@@ -46,6 +47,7 @@ class Payload(NamedTuple):
     data: bytes
     erofs_size: int
     tables: tuple[FrameTable, ...]
+    hints: bytes = b""
 
     @property
     def erofs(self) -> bytes:
@@ -58,23 +60,23 @@ class Payload(NamedTuple):
         return memoryview(self.data)[: self.erofs_size]
 
 
-def encode_payload(form: Form, erofs: bytes, tables: list[FrameTable]) -> bytes:
-    """Assemble a payload from padded EROFS metadata and the frame tables in device order."""
+def encode_payload(form: Form, erofs: bytes, tables: list[FrameTable], hints: bytes = b"") -> bytes:
+    """Assemble a payload from padded EROFS metadata, the frame tables in device order, and encoded hints."""
     payload = bytearray(erofs)
-    complete_payload(form, payload, tables)
+    complete_payload(form, payload, tables, hints)
     return bytes(payload)
 
 
-def complete_payload(form: Form, erofs: bytearray, tables: list[FrameTable]) -> None:
+def complete_payload(form: Form, erofs: bytearray, tables: list[FrameTable], hints: bytes = b"") -> None:
     """Turn padded EROFS metadata into a payload, in place."""
     size = len(erofs)
     if size % ALIGNMENT:
         raise ValueError("EROFS metadata must be padded to 64 KiB")
     encoded = b"".join(table.encode() for table in tables)
-    padding = -(len(encoded) + _TRAILER.size) % ALIGNMENT
-    trailer = _TRAILER.pack(MAGIC, VERSION, _FORM_NUMBERS[form], 0, len(tables), size, len(encoded), bytes(12), 0)
-    head = trailer[:-4]
-    for part in (encoded, bytes(padding), head, struct.pack("<I", crc32c(head))):
+    padding = -(len(encoded) + len(hints) + _TRAILER.size) % ALIGNMENT
+    sizes = (size, len(encoded), len(hints))
+    head = _TRAILER.pack(MAGIC, VERSION, _FORM_NUMBERS[form], 0, len(tables), *sizes, bytes(4), 0)[:-4]
+    for part in (encoded, hints, bytes(padding), head, struct.pack("<I", crc32c(head))):
         erofs += part
 
 
@@ -83,7 +85,7 @@ def decode_payload(data: bytes) -> Payload:
     if len(data) < _TRAILER.size or len(data) % ALIGNMENT:
         raise ArtifactError(f"metadata payload: size {len(data)} is not a multiple of {ALIGNMENT}")
     head = data[-_TRAILER.size : -4]
-    magic, version, form_number, _, count, erofs_size, tables_size, _, checksum = _TRAILER.unpack(
+    magic, version, form_number, _, count, erofs_size, tables_size, hints_size, _, checksum = _TRAILER.unpack(
         data[-_TRAILER.size :]
     )
     if magic != MAGIC or version != VERSION:
@@ -91,7 +93,7 @@ def decode_payload(data: bytes) -> Payload:
     if checksum != crc32c(head):
         raise ArtifactError("metadata payload: trailer checksum mismatch")
     form = next((form for form, number in _FORM_NUMBERS.items() if number == form_number), None)
-    if form is None or erofs_size % ALIGNMENT or erofs_size + tables_size + _TRAILER.size > len(data):
+    if form is None or erofs_size % ALIGNMENT or erofs_size + tables_size + hints_size + _TRAILER.size > len(data):
         raise ArtifactError("metadata payload: the trailer's form or sizes are impossible")
     tables: list[FrameTable] = []
     position, end = erofs_size, erofs_size + tables_size
@@ -106,7 +108,7 @@ def decode_payload(data: bytes) -> Payload:
         position += length
     if position != end:
         raise ArtifactError("metadata payload: bytes behind the last frame table")
-    return Payload(form, data, erofs_size, tuple(tables))
+    return Payload(form, data, erofs_size, tuple(tables), data[end : end + hints_size])
 
 
 def device_tag(form: Form, blob: Digest) -> str:

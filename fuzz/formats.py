@@ -15,6 +15,7 @@ from erofs_builder.erofs.sharing import announce_fingerprints, has_fingerprints
 from erofs_builder.erofs.writer import write_metadata
 from erofs_builder.errors import FormatError, FrameTableError, IntegrityError
 from erofs_builder.frames import BLOCK, FrameTable
+from erofs_builder.hints import decode_hints, encode_hints
 from erofs_builder.hot import crc32c, crc32c_state
 from erofs_builder.model import Blob, Extent, Node
 from erofs_builder.payload import ALIGNMENT, Form, decode_payload, encode_payload
@@ -72,6 +73,9 @@ def payload(data: bytes) -> None:
         found = decode_payload(attempt)
         again = decode_payload(encode_payload(found.form, found.erofs, list(found.tables)))
         assert [table.encode() for table in again.tables] == [table.encode() for table in found.tables]
+        if found.hints:
+            hints = decode_hints(found.hints, found.tables)
+            assert decode_hints(encode_hints(hints), found.tables) == hints
 
 
 class _Source:

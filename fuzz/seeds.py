@@ -17,6 +17,7 @@ from erofs_builder.digest import Digest
 from erofs_builder.followers import encode_followers
 from erofs_builder.frame_list import encode_frames
 from erofs_builder.frames import FrameTable
+from erofs_builder.hints import Hints, encode_hints
 from erofs_builder.page_trace import PageRun, encode_page_trace
 from erofs_builder.payload import ALIGNMENT, Form, device_tag, encode_payload
 from fanotify import wire
@@ -42,9 +43,10 @@ def _contents() -> bytes:
 
 
 def _payload() -> bytes:
-    whole = encode_payload(Form.ENCODED, bytes(ALIGNMENT), [_table(), _table(1)])
-    tables = _table().encode() + _table(1).encode()
-    return tables + whole[-48:-4]
+    both = [_table(), _table(1)]
+    hints = encode_hints([Hints({0: range(2), 1: range(2)}, {1: (0,)}, {0: ((0, 1),), 1: ((0, 1),)}), Hints()])
+    whole = encode_payload(Form.ENCODED, bytes(ALIGNMENT), both, hints)
+    return both[0].encode() + both[1].encode() + hints + whole[-48:-4]
 
 
 def _manifest() -> Artifact:

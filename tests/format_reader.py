@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import itertools
 import json
 import struct
 from collections.abc import Iterator
@@ -241,11 +242,60 @@ class Blob:
 
 @dataclass(frozen=True)
 class Payload:
-    """Section 3: EROFS metadata and the frame tables in the order of the device slots."""
+    """Section 3: EROFS metadata, the frame tables in the order of the device slots, and hints about their blobs."""
 
     form: int
     erofs: bytes
     tables: tuple[FrameTable, ...]
+    hints: tuple[BlobHints, ...] = ()
+
+
+@dataclass(frozen=True)
+class BlobHints:
+    """Section 3.1: groups as first frame and number of frames, packages as frames, companions by frame."""
+
+    groups: tuple[tuple[int, int], ...]
+    packages: tuple[tuple[int, ...], ...]
+    companions: dict[int, tuple[int, ...]]
+
+
+def parse_hints(data: bytes, frames: list[int]) -> tuple[BlobHints, ...]:
+    """Of blobs with so many frames each."""
+    numbers, value, shift = [], 0, 0
+    for byte in data[1:]:
+        value += (byte % 128) << shift
+        shift += 7
+        if byte < 128:
+            numbers.append(value)
+            value = shift = 0
+    require(data[0] == 1 and shift == 0 and all(number < 1 << 32 for number in numbers), "hints: version or numbers")
+    stream = iter(numbers)
+    blobs = tuple(_parse_blob_hints(stream, count) for count in frames)
+    require(next(stream, None) is None, "hints: more than there are blobs")
+    return blobs
+
+
+def _parse_blob_hints(stream: Iterator[int], frames: int) -> BlobHints:
+    groups, packages, companions, first, frame = [], [], {}, 0, 0
+    for _ in range(next(stream)):
+        first += next(stream)
+        groups.append((first, next(stream)))
+    for _ in range(next(stream)):
+        steps = [next(stream) for _ in range(next(stream))]
+        packages.append(tuple(itertools.accumulate(steps)))
+    for _ in range(next(stream)):
+        frame += next(stream)
+        coded = [next(stream) for _ in range(next(stream))]
+        companions[frame] = tuple(frame + (code // 2 if code % 2 == 0 else -(code + 1) // 2) for code in coded)
+    named = [last for first, count in groups for last in (first, first + count - 1)]
+    named += [each for package in packages for each in package]
+    named += [each for frame, others in companions.items() for each in (frame, *others)]
+    require(all(0 <= each < frames for each in named), "hints: a frame that the blob does not have")
+    require(groups == sorted(groups) and packages == sorted(packages), "hints: not sorted")
+    require(sum(count for _, count in groups) <= 4 * frames and len(packages) <= frames, "hints: too many")
+    require(all(len(package) <= 16 for package in packages), "hints: a package of too many frames")
+    require(all(len(others) <= 3 for others in companions.values()), "hints: too many companions")
+    return BlobHints(tuple(groups), tuple(packages), companions)
 
 
 def parse_payload(data: bytes) -> Payload:
@@ -254,19 +304,21 @@ def parse_payload(data: bytes) -> Payload:
     trailer = data[-48:]
     check_crc(trailer, "trailer")
     check_magic(trailer, b"EROFSMD\1", "trailer")
-    form, zero, count, erofs_size, tables_size = struct.unpack("<BBIQQ", trailer[10:32])
-    require(form in FORMS and zero == 0 and is_zero(trailer[32:44]), "trailer: form or reserved bytes")
+    form, zero, count, erofs_size, tables_size, hints_size = struct.unpack("<BBIQQQ", trailer[10:40])
+    require(form in FORMS and zero == 0 and is_zero(trailer[40:44]), "trailer: form or reserved bytes")
     require(erofs_size > 0 and erofs_size % ALIGN == 0, "trailer: size of the metadata")
     end = erofs_size + tables_size
-    require(len(data) == -(-(end + 48) // ALIGN) * ALIGN, "trailer: sizes do not add up")
-    require(is_zero(data[end:-48]), "payload: padding not zero")
+    require(len(data) == -(-(end + hints_size + 48) // ALIGN) * ALIGN, "trailer: sizes do not add up")
+    require(is_zero(data[end + hints_size : -48]), "payload: padding not zero")
     region, tables, position = data[erofs_size:end], [], 0
     for _ in range(count):
         table, size = parse_frame_table(region[position:])
         tables.append(table)
         position += size
     require(position == tables_size, "trailer: size of the frame tables")
-    return Payload(form, data[:erofs_size], tuple(tables))
+    hints = data[end : end + hints_size]
+    found = parse_hints(hints, [len(table.blocks) for table in tables]) if hints else ()
+    return Payload(form, data[:erofs_size], tuple(tables), found)
 
 
 def decompress(data: bytes, limit: int) -> bytes:

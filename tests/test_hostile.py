@@ -147,9 +147,10 @@ def test_contents(pieces: list[tuple[int, int, int]], blobs: int | None, count: 
 
 
 @hostile
-@given(NUMBERS, U64, U64, st.binary(max_size=200))
-def test_payload(tables: int, erofs_size: int, tables_size: int, body: bytes) -> None:
-    head = struct.pack("<8sHBBIQQ12s", b"EROFSMD\1", 1, 1, 0, tables & 0xFFFFFFFF, erofs_size, tables_size, bytes(12))
+@given(NUMBERS, U64, U64, U64, st.binary(max_size=200))
+def test_payload(tables: int, erofs_size: int, tables_size: int, hints_size: int, body: bytes) -> None:
+    sizes = (erofs_size, tables_size, hints_size)
+    head = struct.pack("<8sHBBIQQQ4s", b"EROFSMD\1", 1, 1, 0, tables & 0xFFFFFFFF, *sizes, bytes(4))
     data = bytes(65536) + body + bytes(-(len(body) + 48) % 65536) + head
     TARGETS["payload"](data + struct.pack("<I", crc32c(head)))
 

@@ -9,8 +9,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import zstandard
 
 from bench.node import Node
+from erofs_builder.erofs.reader import Reader
+from erofs_builder.hints import decode_hints, find_hints
+from erofs_builder.payload import Form, decode_payload
+from loader.registry.config import RegistryConfig
+from loader.registry.find import find_artifact
+from loader.registry.open import open_image
+from tests.format_reader import parse_payload
 from tests.images import catalog
 from tests.images.adversarial import mend_umoci
 from tests.support import erofs_utils, oracles
@@ -97,6 +105,18 @@ def test_mkfs_of_the_unpacked_tree_reads_the_same(image: Converted, tmp_path: Pa
     erofs_utils.run("mkfs.erofs", "-x1", "--quiet", theirs, image.tree)
     with oracles.mounted(image.flat("encoded"), tmp_path / "a"), oracles.mounted(theirs, tmp_path / "b"):
         assert_same(tmp_path / "b", tmp_path / "a", *image.options)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_payload_has_the_hints_that_its_tree_gives(image: Converted, form: str) -> None:
+    source = open_image(image.reference, RegistryConfig())[0]
+    with contextlib.closing(source):
+        described = find_artifact(source, "latest")[1].metadata[Form(form)]
+        data = zstandard.ZstdDecompressor().decompress(source.blob(described))
+    payload = decode_payload(data)
+    tree = Reader(payload.erofs, payload.tables, payload.form).read_tree()
+    assert decode_hints(payload.hints, payload.tables) == find_hints(tree, payload.tables)
+    assert len(parse_payload(data).hints) == len(payload.tables)
 
 
 def test_check_accepts_the_artifact(image: Converted) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from erofs_builder.digest import Digest
+from erofs_builder.hints import Hints
 from erofs_builder.payload import Form
 from loader.artifact import ARTIFACT_TYPE, MANIFEST_TYPE, Artifact
 from loader.cache.claims import FlightTable
 from loader.cache.layout import Layout as CacheLayout
 from loader.registry.layout import Layout
 from loader.trace import CREATED_ANNOTATION, TRACE_ANNOTATION, TRACE_TYPE, encode_trace, find_trace, publish_trace
-from loader.worker.hints import Hints
 from loader.worker.link_estimate import LinkEstimate
 from loader.worker.readahead import ReadAhead
 from loader.worker.starts import FOLLOWERS, PAUSE, START, TRACE, Starts

@@ -9,9 +9,9 @@ from typing import cast
 
 import pytest
 
+from erofs_builder.hints import Hints
 from erofs_builder.payload import Form
 from loader.cache.files import CacheFile
-from loader.worker.hints import Hints
 from loader.worker.link_estimate import LinkEstimate
 from loader.worker.readahead import Judge, ReadAhead
 from loader.worker.service import Service

@@ -15,6 +15,8 @@ from erofs_builder.digest import Digest
 from erofs_builder.erofs.survey import Survey, devices
 from erofs_builder.erofs.writer import write_image
 from erofs_builder.frame_list import encode_frames
+from erofs_builder.frames import FrameTable
+from erofs_builder.hints import encode_hints, find_hints
 from erofs_builder.layer import Layer
 from erofs_builder.model import Blob, Node
 from erofs_builder.payload import PAYLOAD_LEVEL, Form, complete_payload
@@ -78,8 +80,9 @@ def assemble(
     with _beside(guess, copied and not base_contents) as start_text:
         survey = Survey(root, candidates)
         blobs = survey.blobs
-        with _beside(partial(_payload, survey, Form.DECODED, level), copied) as decoded:
-            encoded = _payload(survey, Form.ENCODED, level)
+        hints = encode_hints(find_hints(root, _tables(blobs)))
+        with _beside(partial(_payload, survey, Form.DECODED, hints, level), copied) as decoded:
+            encoded = _payload(survey, Form.ENCODED, hints, level)
             parts = {Form.ENCODED: encoded, Form.DECODED: decoded()}
         start: dict[str, str] = json.loads(start_text())
     contents = dict(base_contents) | {la.blob: la.contents for la in layers if la.blob}
@@ -117,10 +120,14 @@ def _start_text(
     return json.dumps(start).encode()
 
 
-def _payload(survey: Survey, form: Form, level: int) -> bytes:
+def _tables(blobs: Sequence[Blob]) -> list[FrameTable]:
+    return [blob.table for blob in blobs if blob.table is not None]
+
+
+def _payload(survey: Survey, form: Form, hints: bytes, level: int) -> bytes:
     """One form's payload as the registry has it."""
     payload, blobs = write_image(survey, form)
-    complete_payload(form, payload, [blob.table for blob in blobs if blob.table is not None])
+    complete_payload(form, payload, _tables(blobs), hints)
     return _compressed(payload, level)
 
 

@@ -12,7 +12,7 @@ of its guesses, also of those that were not followed, and is followed only while
     scan       most of what lies before a frame in the blob was read: all of a tree is, file after file, as tar or a
                search does; what lies behind, whichever files that is
 
-Groups and companions come from the image's tree (hints.py).
+Groups and companions come from the image's tree (erofs_builder/hints.py).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from collections import OrderedDict, deque
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
+from erofs_builder.hints import NO_HINTS, Hints
 from loader.cache.files import CacheFile
-from loader.worker.hints import NO_HINTS, Hints
 from loader.worker.link_estimate import LinkEstimate
 from loader.worker.scan import Scan
 
