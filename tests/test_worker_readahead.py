@@ -9,8 +9,8 @@ from typing import cast
 
 import pytest
 
-from erofs_builder.hints import Hints
-from erofs_builder.payload import Form
+from erofs_builder.hints import Hints, encode_hints
+from erofs_builder.payload import Form, Payload
 from loader.cache.files import CacheFile
 from loader.worker.link_estimate import LinkEstimate
 from loader.worker.readahead import Judge, ReadAhead
@@ -187,3 +187,20 @@ def test_reading_a_frame_again_tells_nothing(file: CacheFile) -> None:
     ahead = _ahead(file, Hints({frame: range(20, 24) for frame in range(20, 24)}))
     assert ahead.after(file, _one(22))
     assert ahead.after(file, _one(22)) == []
+
+
+def test_malformed_hints_are_none(file: CacheFile, caplog: pytest.LogCaptureFixture) -> None:
+    ahead = _ahead(file)
+    payload = Payload(Form.ENCODED, b"", 0, (file.table,), hints=b"\x01\x01\0\x7f\0\0")
+    with caplog.at_level("WARNING"):
+        Service._learn(cast("Service", SimpleNamespace(readahead=ahead)), payload)
+    assert "no hints" in caplog.text
+    assert ahead.after(file, _one(22)) == []
+
+
+def test_hints_of_a_payload_are_heeded(file: CacheFile) -> None:
+    ahead = _ahead(file)
+    hints = encode_hints([Hints({frame: range(20, 24) for frame in range(20, 24)})])
+    payload = Payload(Form.ENCODED, b"", 0, (file.table,), hints)
+    Service._learn(cast("Service", SimpleNamespace(readahead=ahead)), payload)
+    assert ahead.after(file, _one(22)) == [23, 20, 21]
