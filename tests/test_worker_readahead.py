@@ -191,7 +191,7 @@ def test_reading_a_frame_again_tells_nothing(file: CacheFile) -> None:
 
 def test_malformed_hints_are_none(file: CacheFile, caplog: pytest.LogCaptureFixture) -> None:
     ahead = _ahead(file)
-    payload = Payload(Form.ENCODED, b"", 0, (file.table,), hints=b"\x01\x01\0\x7f\0\0")
+    payload = Payload(Form.ENCODED, b"", 0, (file.table,), hints=b"\x01\x01\0\xff\x7f\0\0")
     with caplog.at_level("WARNING"):
         Service._learn(cast("Service", SimpleNamespace(readahead=ahead)), payload)
     assert "no hints" in caplog.text
