@@ -6,18 +6,22 @@ program that imports some of them mostly imports them all. A frame's *companions
 it holds: a Python that checks byte code by its source's hash reads both. Both forms have the same frames and hints.
 
 In a metadata payload: a byte of version, 1, and for each blob, in the order of the device slots, three lists, each with
-its length before it. All numbers are LEB128 of at most 32 bits.
+its length before it. All numbers are LEB128 of at most 32 bits. What is sorted ascends: nothing is there twice.
 
     groups       first frame less the one before, frames; sorted
     packages     number of frames, then each less the one before; sorted
     companions   frame less the one before, number of companions, each less its frame as a zigzag number; sorted
+
+Limits keep what a node does for one READ small, whoever wrote the hints.
 """
 
 from __future__ import annotations
 
 import stat
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, pairwise
 
 from erofs_builder.digest import Digest
 from erofs_builder.errors import ArtifactError
@@ -27,7 +31,9 @@ from erofs_builder.model import Extent, Node
 MAX_COMPANIONS = 3
 MAX_PACKAGE = 16  # frames; of a larger directory (a standard library) little is needed
 _VERSION = 1
-_OVERLAP = 4  # times that groups may name a frame, on average; packages are no more than frames
+MOST_PACKAGES = 32  # that a frame may be in
+_OVERLAP = 4  # frames that all groups may name, for each frame of the blob
+_MOST_BYTES = 16  # for each frame of all blobs
 _MODULES = (b".pyc", b".js", b".mjs", b".cjs", b".rb", b".pm", b".lua", b".beam")
 _CACHE = b"__pycache__"
 
@@ -50,7 +56,7 @@ class _Found:
 
     groups: set[tuple[int, int]] = field(default_factory=set)  # first frame, frames
     packages: set[tuple[int, ...]] = field(default_factory=set)
-    companions: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    companions: dict[int, set[int]] = field(default_factory=dict)
 
 
 def find_hints(root: Node, tables: Sequence[FrameTable]) -> list[Hints]:
@@ -70,25 +76,45 @@ def find_hints(root: Node, tables: Sequence[FrameTable]) -> list[Hints]:
         if (cache := children.get(_CACHE)) is not None and cache.children:
             _add_companions(found, cache.children, children)
     return [
-        _hints(sorted(each.groups), sorted(each.packages), dict(sorted(each.companions.items())), len(table))
+        _hints(
+            _fewer_groups(each.groups, len(table)),
+            _fewer_packages(each.packages),
+            {frame: tuple(sorted(each.companions[frame])[:MAX_COMPANIONS]) for frame in sorted(each.companions)},
+        )
         for each, table in ((found[table.blob_digest], table) for table in tables)
     ]
 
 
+def _fewer_groups(groups: set[tuple[int, int]], frames: int) -> list[tuple[int, int]]:
+    """As many as a blob of so many frames may have, sorted."""
+    kept, left = [], _OVERLAP * frames
+    for group in sorted(groups):
+        if group[1] <= left:
+            kept.append(group)
+            left -= group[1]
+    return kept
+
+
+def _fewer_packages(packages: set[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """As many as a frame may be in, small ones before large ones; sorted."""
+    kept: list[tuple[int, ...]] = []
+    count = Counter[int]()
+    for package in sorted(packages, key=lambda package: (len(package), package)):
+        if all(count[frame] < MOST_PACKAGES for frame in package):
+            kept.append(package)
+            count.update(package)
+    return sorted(kept)
+
+
 def _hints(
-    groups: Iterable[tuple[int, int]], packages: Iterable[tuple[int, ...]], companions: dict[int, tuple[int, ...]],
-    frames: int,
-) -> Hints:  # fmt: skip
-    """Of a blob of so many frames: as many as are allowed."""
+    groups: Iterable[tuple[int, int]], packages: Iterable[tuple[int, ...]], companions: dict[int, tuple[int, ...]]
+) -> Hints:
     hints = Hints(companions=companions)
-    left = _OVERLAP * frames
     for first, count in groups:
-        left -= count
-        if left < 0:
-            break
-        hints.groups.update(dict.fromkeys(range(first, first + count), range(first, first + count)))
+        group = range(first, first + count)
+        hints.groups.update(dict.fromkeys(group, group))
     by_frame: dict[int, list[tuple[int, ...]]] = {}
-    for package in list(packages)[:frames]:
+    for package in packages:
         for frame in package:
             by_frame.setdefault(frame, []).append(package)
     hints.packages.update((frame, tuple(known)) for frame, known in by_frame.items())
@@ -129,14 +155,13 @@ def _add_companions(found: dict[Digest, _Found], compiled: dict[bytes, Node], so
         byte_code, text = _data(node), _data(source)
         if not byte_code or not text or byte_code[0].blob is not text[0].blob or byte_code[0].blob is None:
             continue
-        companions = found[byte_code[0].blob.digest].companions
-        known = companions.get(byte_code[0].frame, ())
-        if text[0].frame not in known and len(known) < MAX_COMPANIONS and text[0].frame != byte_code[0].frame:
-            companions[byte_code[0].frame] = (*known, text[0].frame)
+        if text[0].frame != byte_code[0].frame:
+            companions = found[byte_code[0].blob.digest].companions
+            companions.setdefault(byte_code[0].frame, set()).add(text[0].frame)
 
 
-def encode_hints(hints: Iterable[Hints]) -> bytes:
-    """Hints about an image's blobs, in the order of the device slots."""
+def encode_hints(hints: Sequence[Hints], tables: Sequence[FrameTable]) -> bytes:
+    """Hints about the blobs with these tables, in the order of the device slots; empty if they would be too large."""
     numbers = [_VERSION]
     for each in hints:
         groups = sorted({(group.start, len(group)) for group in each.groups.values()})
@@ -150,13 +175,20 @@ def encode_hints(hints: Iterable[Hints]) -> bytes:
         for frame, step in zip(frames, _steps(frames), strict=True):
             others = each.companions[frame]
             numbers += [step, len(others), *(_zigzag(other - frame) for other in others)]
-    return b"".join(map(_leb128, numbers))
+    data = b"".join(map(_leb128, numbers))
+    return data if len(data) <= _most_bytes(tables) else b""
+
+
+def _most_bytes(tables: Sequence[FrameTable]) -> int:
+    return 1 + sum(3 + _MOST_BYTES * len(table) for table in tables)
 
 
 def decode_hints(data: bytes, tables: Sequence[FrameTable]) -> list[Hints]:
     """Hints about the blobs with these tables; ArtifactError for what is malformed, or names no frame of theirs."""
     if data[:1] != bytes((_VERSION,)):
         raise ArtifactError(f"hints: unknown version {data[:1].hex() or 'none'}")
+    if len(data) > _most_bytes(tables):
+        raise ArtifactError(f"hints: {len(data)} bytes where {_most_bytes(tables)} are possible")
     reader = _Numbers(data)
     reader.next()
     hints = [_decode_blob(reader, len(table)) for table in tables]
@@ -165,27 +197,46 @@ def decode_hints(data: bytes, tables: Sequence[FrameTable]) -> list[Hints]:
 
 
 def _decode_blob(reader: _Numbers, frames: int) -> Hints:
-    groups, first, left = [], 0, _OVERLAP * frames
-    for _ in range(reader.next(frames * _OVERLAP)):
+    groups = _decode_groups(reader, frames)
+    packages = [
+        _ascending(reader, reader.next(MAX_PACKAGE), frames) for _ in range(reader.next(frames * MOST_PACKAGES))
+    ]
+    if any(before >= after for before, after in pairwise(packages)) or any(len(package) < 2 for package in packages):
+        raise ArtifactError("hints: packages are not sorted, or one is of one frame")
+    if any(count > MOST_PACKAGES for count in Counter(chain.from_iterable(packages)).values()):
+        raise ArtifactError("hints: a frame in too many packages")
+    companions: dict[int, tuple[int, ...]] = {}
+    frame = -1
+    for _ in range(reader.next(frames)):
+        before, frame = frame, max(frame, 0) + reader.next()
+        if frame <= before:
+            raise ArtifactError("hints: companions are not sorted")
+        others = [reader.frame(frame, frames) + _unzigzag(reader.next()) for _ in range(reader.next(MAX_COMPANIONS))]
+        companions[frame] = tuple(reader.frame(other, frames) for other in others)
+    return _hints(groups, packages, companions)
+
+
+def _decode_groups(reader: _Numbers, frames: int) -> list[tuple[int, int]]:
+    groups: list[tuple[int, int]] = []
+    first, left = 0, _OVERLAP * frames
+    for _ in range(reader.next(left)):
         first += reader.next()
         count = reader.next(left)
         left -= count
-        groups.append((reader.frame(first, frames), count))
         reader.frame(first + count - 1, frames)
-    packages = []
-    for _ in range(reader.next(frames)):
-        package, frame = [], 0
-        for _ in range(reader.next(MAX_PACKAGE)):
-            frame += reader.next()
-            package.append(reader.frame(frame, frames))
-        packages.append(tuple(package))
-    companions: dict[int, tuple[int, ...]] = {}
-    frame = 0
-    for _ in range(reader.next(frames)):
-        frame = reader.frame(frame + reader.next(), frames)
-        others = [frame + _unzigzag(reader.next()) for _ in range(reader.next(MAX_COMPANIONS))]
-        companions[frame] = tuple(reader.frame(other, frames) for other in others)
-    return _hints(groups, packages, companions, frames)
+        groups.append((first, count))
+    if any(before >= after for before, after in pairwise(groups)) or any(count < 2 for _, count in groups):
+        raise ArtifactError("hints: groups are not sorted, or one is of one frame")
+    return groups
+
+
+def _ascending(reader: _Numbers, count: int, frames: int) -> tuple[int, ...]:
+    found: list[int] = []
+    for _ in range(count):
+        found.append(reader.frame((found[-1] if found else 0) + reader.next(), frames))
+    if any(before >= after for before, after in pairwise(found)):
+        raise ArtifactError("hints: frames of a package are not sorted")
+    return tuple(found)
 
 
 def _flat(groups: list[tuple[int, int]]) -> Iterable[int]:

@@ -6,6 +6,7 @@ import json
 import stat
 import struct
 from functools import lru_cache
+from itertools import chain
 
 from erofs_builder import fingerprint
 from erofs_builder.contents import decode_contents, encode_contents
@@ -15,7 +16,7 @@ from erofs_builder.erofs.sharing import announce_fingerprints, has_fingerprints
 from erofs_builder.erofs.writer import write_metadata
 from erofs_builder.errors import FormatError, FrameTableError, IntegrityError
 from erofs_builder.frames import BLOCK, FrameTable
-from erofs_builder.hints import decode_hints, encode_hints
+from erofs_builder.hints import MOST_PACKAGES, decode_hints, encode_hints
 from erofs_builder.hot import crc32c, crc32c_state
 from erofs_builder.model import Blob, Extent, Node
 from erofs_builder.payload import ALIGNMENT, Form, decode_payload, encode_payload
@@ -70,12 +71,25 @@ def payload(data: bytes) -> None:
     head = bytes(ALIGNMENT) + body
     whole = head + bytes(-(len(head) + _TRAILER) % ALIGNMENT) + sealed(trailer.rjust(44, b"\0") + bytes(4))
     for attempt in (data, whole):
-        found = decode_payload(attempt)
-        again = decode_payload(encode_payload(found.form, found.erofs, list(found.tables)))
+        try:
+            found = decode_payload(attempt)
+        except FormatError:
+            continue
+        again = decode_payload(encode_payload(found.form, found.erofs, list(found.tables), found.hints))
         assert [table.encode() for table in again.tables] == [table.encode() for table in found.tables]
-        if found.hints:
-            hints = decode_hints(found.hints, found.tables)
-            assert decode_hints(encode_hints(hints), found.tables) == hints
+        assert again.hints == found.hints
+
+
+def hints(data: bytes) -> None:
+    """Hints about two blobs, of 40 frames and of one: what a node holds of them is small, and comes back the same."""
+    tables = [FrameTable(Digest(bytes(32)), [1] * frames, [1] * frames, bytes(32 * frames)) for frames in (40, 1)]
+    found = decode_hints(data, tables)
+    assert decode_hints(encode_hints(found, tables), tables) == found
+    for each, table in zip(found, tables, strict=True):
+        named = [*each.groups, *each.packages, *each.companions, *chain.from_iterable(each.companions.values())]
+        assert all(0 <= frame < len(table) for frame in named)
+        assert all(0 <= group.start < group.stop <= len(table) for group in each.groups.values())
+        assert all(len(known) <= MOST_PACKAGES for known in each.packages.values())
 
 
 class _Source:

@@ -44,7 +44,7 @@ def _contents() -> bytes:
 
 def _payload() -> bytes:
     both = [_table(), _table(1)]
-    hints = encode_hints([Hints({0: range(2), 1: range(2)}, {1: (0,)}, {0: ((0, 1),), 1: ((0, 1),)}), Hints()])
+    hints = encode_hints([Hints({0: range(2), 1: range(2)}, {1: (0,)}, {0: ((0, 1),), 1: ((0, 1),)}), Hints()], both)
     whole = encode_payload(Form.ENCODED, bytes(ALIGNMENT), both, hints)
     return both[0].encode() + both[1].encode() + hints + whole[-48:-4]
 
@@ -207,6 +207,7 @@ def seeds() -> dict[str, list[bytes]]:
         "layer": tars,
         "notify": [b"FDSTORE=1\nFDNAME=a", b"FDSTOREREMOVE=1\nFDNAME=a\nREADY=1"],
         "packet": _packets(),
+        "hints": [b"\x01" + bytes(6), b"\x01\x01\x03\x02\x01\x03\x01\x05\x02\x01\x04\x02\x05\x03" + bytes(3)],
         "payload": [_payload()],
         "reference": [
             b"docker://a.example:5000/b/c:tag@" + str(_DIGEST).encode(),

@@ -37,6 +37,7 @@ TARGETS = {
     "fanotify": Target(packets.fanotify, packets.ALLOWED, 1024),
     "frame-table": Target(formats.frame_table, formats.ALLOWED, 4096),
     "headers": Target(registry.headers, registry.ALLOWED, 1024),
+    "hints": Target(formats.hints, formats.ALLOWED, 1024),
     "index": Target(registry.index, registry.ALLOWED, 4096),
     "keeper": Target(packets.keeper, packets.ALLOWED, 2048),
     "layer": Target(layers.layer, layers.ALLOWED, 8192, 2),

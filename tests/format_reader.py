@@ -269,10 +269,22 @@ def parse_hints(data: bytes, frames: list[int]) -> tuple[BlobHints, ...]:
             numbers.append(value)
             value = shift = 0
     require(data[0] == 1 and shift == 0 and all(number < 1 << 32 for number in numbers), "hints: version or numbers")
+    require(len(data) <= 1 + sum(3 + 16 * count for count in frames), "hints: too large")
     stream = iter(numbers)
-    blobs = tuple(_parse_blob_hints(stream, count) for count in frames)
+    try:
+        blobs = [_parse_blob_hints(stream, count) for count in frames]
+    except StopIteration:
+        raise FormatError("hints: cut off") from None
     require(next(stream, None) is None, "hints: more than there are blobs")
-    return blobs
+    return tuple(blobs)
+
+
+def _take(stream: Iterator[int]) -> list[int]:
+    """A number, and so many behind it."""
+    found = []
+    for _ in range(next(stream)):
+        found.append(next(stream))
+    return found
 
 
 def _parse_blob_hints(stream: Iterator[int], frames: int) -> BlobHints:
@@ -281,19 +293,23 @@ def _parse_blob_hints(stream: Iterator[int], frames: int) -> BlobHints:
         first += next(stream)
         groups.append((first, next(stream)))
     for _ in range(next(stream)):
-        steps = [next(stream) for _ in range(next(stream))]
-        packages.append(tuple(itertools.accumulate(steps)))
+        packages.append(tuple(itertools.accumulate(_take(stream))))
     for _ in range(next(stream)):
         frame += next(stream)
-        coded = [next(stream) for _ in range(next(stream))]
+        coded = _take(stream)
+        require(frame not in companions, "hints: not sorted")
         companions[frame] = tuple(frame + (code // 2 if code % 2 == 0 else -(code + 1) // 2) for code in coded)
     named = [last for first, count in groups for last in (first, first + count - 1)]
     named += [each for package in packages for each in package]
     named += [each for frame, others in companions.items() for each in (frame, *others)]
     require(all(0 <= each < frames for each in named), "hints: a frame that the blob does not have")
-    require(groups == sorted(groups) and packages == sorted(packages), "hints: not sorted")
-    require(sum(count for _, count in groups) <= 4 * frames and len(packages) <= frames, "hints: too many")
-    require(all(len(package) <= 16 for package in packages), "hints: a package of too many frames")
+    require(groups == sorted(set(groups)) and packages == sorted(set(packages)), "hints: not sorted")
+    require(all(list(package) == sorted(set(package)) for package in packages), "hints: a package is not sorted")
+    require(all(count > 1 for _, count in groups), "hints: a group of one frame")
+    require(sum(count for _, count in groups) <= 4 * frames, "hints: too many groups")
+    require(all(2 <= len(package) <= 16 for package in packages), "hints: a package of too few or too many frames")
+    members = [each for package in packages for each in package]
+    require(all(members.count(each) <= 32 for each in set(members)), "hints: a frame in too many packages")
     require(all(len(others) <= 3 for others in companions.values()), "hints: too many companions")
     return BlobHints(tuple(groups), tuple(packages), companions)
 

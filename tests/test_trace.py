@@ -103,7 +103,7 @@ def test_a_trace_is_the_order_of_first_reads(tmp_path: Path) -> None:
 def test_nothing_is_guessed_from_what_is_listed(tmp_path: Path) -> None:
     _, _, ahead = _starts(tmp_path)
     file = open_file(tmp_path / "file", sample(40), Form.ENCODED)
-    ahead.learn(file.blob.raw, Hints({frame: range(20, 24) for frame in range(20, 24)}))
+    ahead.learn(file.blob.raw, len(file.table), Hints({frame: range(20, 24) for frame in range(20, 24)}))
     ahead.expect(file.blob.raw, [20, 21])
     assert ahead.after(file, range(20, 21)) == []
     assert ahead.after(file, range(22, 23)) == [23, 21]

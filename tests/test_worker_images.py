@@ -129,7 +129,8 @@ def test_tables_must_be_those_of_the_device_slots() -> None:
 
 def test_hints_name_large_files_and_the_sources_of_byte_code() -> None:
     payload, _, blob = _sample(Form.ENCODED)
-    hints = hints_of(decode_payload(payload))[table_of(blob).blob_digest]
+    (hints,) = hints_of(decode_payload(payload))
+    assert blob.blob.table is not None
     assert hints.groups[0] == hints.groups[2] == range(3)
     assert hints.companions == {3: (4,)}
 

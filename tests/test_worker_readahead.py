@@ -25,7 +25,7 @@ def file(tmp_path: Path) -> CacheFile:
 
 def _ahead(file: CacheFile, hints: Hints | None = None) -> ReadAhead:
     ahead = ReadAhead(LinkEstimate(), 2 << 20)
-    ahead.learn(file.blob.raw, hints or Hints())
+    ahead.learn(file.blob.raw, len(file.table), hints or Hints())
     return ahead
 
 
@@ -72,14 +72,16 @@ def test_companions_are_followed_once_they_were_seen(file: CacheFile) -> None:
     assert ahead.after(file, _one(60)) == [160]
 
 
-def test_guesses_that_do_not_come_true_are_given_up_and_taken_up_again(file: CacheFile) -> None:
+def test_guesses_that_do_not_come_true_are_given_up_and_taken_up_again(file: CacheFile, tmp_path: Path) -> None:
+    other = open_file(tmp_path / "other", sample(800), Form.ENCODED)
+    elsewhere = iter(range(0, 800, 3))
     groups = {frame: range(frame - frame % 4, frame - frame % 4 + 4) for frame in range(800)}
     ahead = _ahead(file, Hints(groups))
     followed = 0
     for start in range(0, 140, 4):
         followed += bool(ahead.after(file, _one(start)))
         for _ in range(7):
-            ahead.after(file, _one(799))
+            ahead.after(other, _one(next(elsewhere)))
     assert 0 < followed < 35
     assert not ahead.after(file, _one(140))
     for start in range(144, 780):
@@ -200,7 +202,36 @@ def test_malformed_hints_are_none(file: CacheFile, caplog: pytest.LogCaptureFixt
 
 def test_hints_of_a_payload_are_heeded(file: CacheFile) -> None:
     ahead = _ahead(file)
-    hints = encode_hints([Hints({frame: range(20, 24) for frame in range(20, 24)})])
+    hints = encode_hints([Hints({frame: range(20, 24) for frame in range(20, 24)})], [file.table])
     payload = Payload(Form.ENCODED, b"", 0, (file.table,), hints)
     Service._learn(cast("Service", SimpleNamespace(readahead=ahead)), payload)
     assert ahead.after(file, _one(22)) == [23, 20, 21]
+
+
+def test_hints_about_another_frame_table_are_none(file: CacheFile) -> None:
+    """Else a frame could be asked for that the file does not have."""
+    ahead = _ahead(file)
+    ahead.learn(file.blob.raw, len(file.table) + 8, Hints({frame: range(796, 808) for frame in range(796, 808)}))
+    assert ahead.after(file, _one(798)) == []
+
+
+def test_a_stream_passes_over_what_was_read_before(file: CacheFile) -> None:
+    ahead = _ahead(file)
+    ahead._judges["scan"] = Judge(0, 10_000)  # it would do as well
+    known = range(30, 200, 4)
+    fetched = {other for frame in reversed(known) for other in ahead.after(file, _one(frame))}
+    waited = []
+    for frame in range(10, 200):
+        if frame not in fetched and frame not in known:
+            waited.append(frame)
+        fetched.update(ahead.after(file, _one(frame)))
+    assert waited == [10, 11, 12, 13, 14]
+
+
+def test_small_files_that_share_frames_do_not_age_guesses(file: CacheFile) -> None:
+    ahead, fetched, waited = _ahead(file), set[int](), 0
+    for frame in _walk(800):
+        waited += frame not in fetched
+        for _ in range(50):
+            fetched.update(ahead.after(file, _one(frame)))
+    assert waited < 120

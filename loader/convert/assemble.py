@@ -80,7 +80,7 @@ def assemble(
     with _beside(guess, copied and not base_contents) as start_text:
         survey = Survey(root, candidates)
         blobs = survey.blobs
-        hints = encode_hints(find_hints(root, _tables(blobs)))
+        hints = encode_hints(find_hints(root, _tables(blobs)), _tables(blobs))
         with _beside(partial(_payload, survey, Form.DECODED, hints, level), copied) as decoded:
             encoded = _payload(survey, Form.ENCODED, hints, level)
             parts = {Form.ENCODED: encoded, Form.DECODED: decoded()}

@@ -15,6 +15,7 @@ from erofs_builder.erofs.flat import decode_frame
 from erofs_builder.errors import ErofsError, IntegrityError
 from erofs_builder.fingerprint import fingerprint
 from erofs_builder.frames import BLOCK, Frame, FrameTable
+from erofs_builder.hints import decode_hints
 from erofs_builder.model import Blob, Node
 from erofs_builder.payload import Form
 from erofs_builder.tree import walk
@@ -66,6 +67,8 @@ def check_artifact(source: ImageSource, artifact: Artifact, progress: Progress, 
     report.forms = [form.value for form in trees]
     _compare_forms(trees)
     tree = next(iter(trees.values()))
+    if tree.payload.hints:
+        decode_hints(tree.payload.hints, tree.payload.tables)
     report.inodes = sum(1 for _ in inodes(tree.root))
     pieces = _pieces_by_frame(source, artifact, tree)
     report.fingerprints = _check_fingerprints(tree, pieces)
@@ -89,6 +92,8 @@ def _compare_forms(trees: dict[Form, Tree]) -> None:
     first, second = trees.values()
     if [table.encode() for table in first.payload.tables] != [table.encode() for table in second.payload.tables]:
         raise IntegrityError("the two forms' frame tables differ")
+    if first.payload.hints != second.payload.hints:
+        raise IntegrityError("the two forms' hints differ")
     numbers = {blob: number for tree in (first, second) for number, blob in enumerate(tree.blobs)}
     one, other = walk(first.root), walk(second.root)
     for (path, node), (path2, node2) in zip(one, other, strict=False):

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from erofs_builder.digest import Digest
 from erofs_builder.erofs.reader import Reader
-from erofs_builder.hints import Hints, decode_hints, find_hints
+from erofs_builder.hints import NO_HINTS, Hints, decode_hints, find_hints
 from erofs_builder.payload import Payload
 
 MAX_INODES = 200_000  # above this, walking the tree costs more than the hints save
 
 
-def hints_of(payload: Payload) -> dict[Digest, Hints]:
+def hints_of(payload: Payload) -> list[Hints]:
     """Hints about each blob of an image; none for a very large one that was built when payloads had none.
 
     ArtifactError, ErofsError: the payload is malformed.
     """
     if payload.hints:
-        return _by_blob(payload, decode_hints(payload.hints, payload.tables))
+        return decode_hints(payload.hints, payload.tables)
     reader = Reader(payload.erofs, payload.tables, payload.form)
     if reader.superblock.inos > MAX_INODES:
-        return {}
-    return _by_blob(payload, find_hints(reader.read_tree(), payload.tables))
-
-
-def _by_blob(payload: Payload, hints: list[Hints]) -> dict[Digest, Hints]:
-    return {table.blob_digest: each for table, each in zip(payload.tables, hints, strict=True)}
+        return [NO_HINTS] * len(payload.tables)
+    return find_hints(reader.read_tree(), payload.tables)

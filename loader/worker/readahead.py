@@ -12,7 +12,7 @@ of its guesses, also of those that were not followed, and is followed only while
     scan       most of what lies before a frame in the blob was read: all of a tree is, file after file, as tar or a
                search does; what lies behind, whichever files that is
 
-Groups and companions come from the image's tree (erofs_builder/hints.py).
+Groups, packages and companions come from the image (erofs_builder/hints.py).
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class ReadAhead:
         self._scans: dict[CacheFile, Scan] = {}
         self._listed: dict[bytes, frozenset[int]] = {}
         self._followers: dict[CacheFile, dict[int, tuple[Key, ...]]] = {}
-        self._hints: dict[bytes, Hints] = {}
+        self._hints: dict[bytes, tuple[int, Hints]] = {}
         self._idle: set[bytes] = set()  # blobs in these two that had no open file when that was looked at last
         self._judges = {
             "whole": Judge(8, 0),
@@ -121,10 +121,10 @@ class ReadAhead:
             "scan": Judge(0, 16),  # a start reads some of what lies together, and nothing more
         }
 
-    def learn(self, blob: bytes, hints: Hints) -> None:
-        """Hints about a blob (its raw digest)."""
+    def learn(self, blob: bytes, frames: int, hints: Hints) -> None:
+        """Hints about a blob (its raw digest) of so many frames."""
         with self._lock:
-            self._hints[blob] = hints
+            self._hints[blob] = frames, hints
 
     def expect(self, blob: bytes, frames: Iterable[int]) -> None:
         """A list has what a start reads of a blob (its raw digest): near that, nothing more is needed."""
@@ -166,11 +166,11 @@ class ReadAhead:
         if file.ready.complete:
             return []
         with self._lock:
-            self._clock += 1
-            hints = self._hints.get(file.blob.raw, NO_HINTS)
             read = self._read.setdefault(file, {})
-            if all(frame in read for frame in frames):
-                return []  # what a frame tells was heeded when it was read first
+            if all(frame in read for frame in frames) and not self._moves_stream(file, frames):
+                return []  # mostly: a frame holds many small files, and each of them is read
+            self._clock += 1
+            hints = self._hints_of(file)
             for frame in frames:
                 read.setdefault(frame, self._clock)
                 for judge in self._judges.values():
@@ -190,6 +190,16 @@ class ReadAhead:
             for name, guessed in guesses.items():
                 chosen.update(self._judged(self._judges[name], file, guessed, read))
         return list(chosen)
+
+    def _moves_stream(self, file: CacheFile, frames: range) -> bool:
+        """Whether a sequential reader passes over frames that were read before."""
+        passed = any((file, frame) in self._streams for frame in frames)
+        return passed and (file, frames.stop) not in self._streams
+
+    def _hints_of(self, file: CacheFile) -> Hints:
+        """None if they were of another frame table."""
+        frames, hints = self._hints.get(file.blob.raw, (0, NO_HINTS))
+        return hints if frames == len(file.table) else NO_HINTS
 
     def _judged(self, judge: Judge, file: CacheFile, frames: Iterable[int], read: Container[int]) -> dict[int, None]:
         judge.forget(self._clock)

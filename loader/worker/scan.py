@@ -12,7 +12,7 @@ from erofs_builder.frames import FrameTable
 
 NEIGHBOURS = 32  # frames before one that tell
 LEAST = 4  # of these were read, and at least half of all
-FIRST_WINDOW = 64 << 10  # bytes ahead of a walk of which little is known
+FIRST_WINDOW = 64 << 10  # bytes that may be expected while little has come true
 
 
 class Scan:
@@ -21,16 +21,18 @@ class Scan:
     def __init__(self, table: FrameTable) -> None:
         self._table = table
         self._expected = set[int]()
-        self._came = 0  # encoded bytes of frames that were expected, and read
+        self._open = 0  # encoded bytes of these
+        self._came = 0  # of those that were expected, and read
 
     def after(self, frames: range, following: int, read: Container[int], most: int) -> list[int]:
         """`frames` are read, as those in `read` were: which will be, from `following` on.
 
-        As far ahead as `most` bytes, but of no more than half of what came true: a walk that ends costs less than it
-        has saved.
+        As far ahead as `most` bytes and half of what came true; in all of the blob no more than what came true, so
+        that walks that end cost no more than they have saved.
         """
         for frame in self._expected.intersection(frames):
             self._expected.discard(frame)
+            self._open -= self._table.frame_encoded_size(frame)
             self._came += self._table.frame_encoded_size(frame)
         before = range(max(0, frames.start - NEIGHBOURS), frames.start)
         if sum(frame in read for frame in before) < max(LEAST, len(before) / 2):
@@ -46,9 +48,11 @@ class Scan:
         if 2 * ahead > window:
             return []
         guessed: list[int] = []
-        while frame < len(table) and ahead < window:
+        allowed = max(self._came, FIRST_WINDOW)
+        while frame < len(table) and ahead < window and self._open < allowed:
             if frame not in read and frame not in self._expected:
                 ahead += table.frame_encoded_size(frame)
+                self._open += table.frame_encoded_size(frame)
                 guessed.append(frame)
             frame += 1
         self._expected.update(guessed)

@@ -122,8 +122,8 @@ class Service:
 
     def _learn(self, payload: Payload) -> None:
         try:
-            for blob, hints in hints_of(payload).items():
-                self.readahead.learn(blob.raw, hints)
+            for table, hints in zip(payload.tables, hints_of(payload), strict=True):
+                self.readahead.learn(table.blob_digest.raw, len(table), hints)
         except FormatError as error:
             log.warning("no hints for fetching ahead: %s", error)
 
