@@ -193,8 +193,7 @@ class ReadAhead:
 
     def _moves_stream(self, file: CacheFile, frames: range) -> bool:
         """Whether a sequential reader passes over frames that were read before."""
-        passed = any((file, frame) in self._streams for frame in frames)
-        return passed and (file, frames.stop) not in self._streams
+        return any((file, frame) in self._streams for frame in frames)
 
     def _hints_of(self, file: CacheFile) -> Hints:
         """None if they were of another frame table."""
@@ -244,15 +243,18 @@ class ReadAhead:
         """The frames behind a sequential reader, inside of the file that it reads if that is known."""
         group = hints.groups.get(frames.stop - 1)
         table, stop = file.table, frames.stop
-        stream = self._streams.pop((file, stop), None)
-        if stream is None:  # else the same frame again: a frame is larger than most READs
-            found = (self._streams.pop((file, frame), None) for frame in reversed(frames))
-            stream = next(filter(None, found), None) or _Stream()
+        found = (self._streams.pop((file, frame), None) for frame in reversed(frames))
+        stream = next(filter(None, found), None)
+        again = self._streams.pop((file, stop), None)  # the same frame again: a frame is larger than most READs
+        if stream is not None or again is None:
+            stream = stream or _Stream()
             stream.row += 1
             stream.read += table.encoded_size_of(frames)
             if stream.row >= (2 if group else STREAM_START):
                 most = max(2 * self._link.in_flight, LEAST_LIMIT, stream.read)
                 stream.window = min(max(2 * stream.window, FIRST_WINDOW), most, self._limit)
+        else:
+            stream = again
         self._streams[file, stop] = stream
         if len(self._streams) > MAX_STREAMS:
             self._streams.popitem(last=False)
