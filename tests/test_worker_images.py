@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,12 @@ import zstandard
 from erofs_builder.digest import Digest
 from erofs_builder.erofs.writer import write_metadata
 from erofs_builder.errors import ArtifactError, FormatError, IntegrityError
+from erofs_builder.frames import FrameTable
+from erofs_builder.hot import crc32c
 from erofs_builder.model import Node
 from erofs_builder.payload import Form, Payload, decode_payload, device_tag, encode_payload
 from loader.artifact import BLOB_TYPE, METADATA_TYPES, PAYLOAD_SIZE_ANNOTATION, Artifact
-from loader.cache.files import store_table
+from loader.cache.files import require_same_table, store_table
 from loader.cache.layout import Layout
 from loader.errors import UsageError
 from loader.registry.base import Descriptor
@@ -146,6 +149,37 @@ def test_names() -> None:
     assert wanted("localhost:5000/a:1") == "1"
     with pytest.raises(UsageError):
         wanted("rootfs:/x")
+
+
+def test_a_cachefiles_object_that_another_table_has_filled_is_not_opened(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    layout = Layout(tmp_path)
+    layout.prepare()
+    table = table_of(_sample(Form.DECODED)[2])
+    other = bytearray(table.encode())
+    other[68 + 4 * len(table)] ^= 1  # a digest of a frame
+    false = FrameTable.decode(other[:-4] + struct.pack("<I", crc32c(bytes(other[:-4]))))
+    objects = Objects(layout, lambda name: None, tags({table.blob_digest}).get)
+    tag = device_tag(Form.DECODED, table.blob_digest)
+
+    def open_object(number: int, volume: str) -> int:
+        return objects.add_cachefiles(number, volume, tag, os.open(tmp_path / f"{number}", os.O_RDWR | os.O_CREAT))
+
+    store_table(layout, Form.DECODED, false)
+    assert open_object(1, "erofs,a") == table.decoded_size
+    objects.close(1)
+    store_table(layout, Form.DECODED, table, over=False)
+    assert open_object(2, "erofs,a") == table.decoded_size  # the one that is there stays
+    objects.close(2)
+    store_table(layout, Form.DECODED, table)
+    assert open_object(3, "erofs,a") == -errno.EIO
+    assert "another image's frame table" in caplog.text
+    assert open_object(4, "erofs,b") == table.decoded_size
+    (file,) = objects.files_of(Form.DECODED, table.blob_digest)
+    require_same_table(file, table)
+    with pytest.raises(IntegrityError, match="another frame table"):
+        require_same_table(file, false)
 
 
 def test_cachefiles_objects_are_found_by_fsid_and_tag(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from erofs_builder.digest import Digest
-from erofs_builder.errors import FrameTableError
+from erofs_builder.errors import FrameTableError, IntegrityError
 from erofs_builder.frames import Frame, FrameTable
 from erofs_builder.payload import Form
 from loader.cache.layout import Layout, replace_file
@@ -183,7 +183,9 @@ def prepare_blob(layout: Layout, form: Form, table: FrameTable) -> Path:
     """
     directory = layout.blob(table.blob_digest, form)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    store_table(layout, form, table)
+    if _stored_table(directory) != table.encode():
+        _forget_contents(directory)
+        store_table(layout, form, table)
     data = directory / "data"
     size = table.decoded_size if form is Form.DECODED else table.blob_size
     fd = os.open(data, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -197,18 +199,47 @@ def prepare_blob(layout: Layout, form: Form, table: FrameTable) -> Path:
     return data
 
 
-def store_table(layout: Layout, form: Form, table: FrameTable) -> None:
+def require_same_table(file: CacheFile, table: FrameTable) -> None:
+    """IntegrityError unless this is the table by which the file's frames are verified.
+
+    A blob's digest says nothing of how an image cuts it: who could have another image's file filled by his own table
+    could give it any bytes.
+    """
+    if file.table is not table and file.table.encode() != table.encode():
+        raise IntegrityError(
+            f"blob {table.blob_digest}: this image has another frame table of it than the one that is open: one of the"
+            " two images is not what it says"
+        )
+
+
+def _stored_table(directory: Path) -> bytes | None:
+    try:
+        return (directory / "table").read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _forget_contents(directory: Path) -> None:
+    """What was verified by another frame table, or by one that was lost, is nothing to a new one. Not while it is open.
+
+    What says that something is there goes first: whoever is killed in between has lost bytes, and believes none.
+    """
+    if (directory / "ready").exists() or (directory / "synced").exists():
+        log.warning("%s: what is cached was verified by another frame table: removed", directory)
+    for name in ("synced", "ready", "sums", "data", "table"):
+        (directory / name).unlink(missing_ok=True)
+
+
+def store_table(layout: Layout, form: Form, table: FrameTable, *, over: bool = True) -> None:
     """Keep a frame table next to its blob, so that a restarted worker serves it without the image's payload.
 
-    Not synced: after a crash of the machine, whoever mounts the image stores it from the payload, which is.
+    Without `over`, one that is there stays: what is cached belongs to it. Not synced: after a crash of the machine,
+    whoever mounts the image stores it from the payload, which is.
     """
     path = layout.blob(table.blob_digest, form) / "table"
-    encoded = table.encode()
-    try:
-        if path.read_bytes() == encoded:
-            return
-    except FileNotFoundError:
-        pass
+    encoded, stored = table.encode(), _stored_table(path.parent)
+    if stored == encoded or (stored is not None and not over):
+        return
     for attempt in range(_EVICTED_MEANWHILE):
         try:
             replace_file(path, encoded, layout.tmp, durable=False)
@@ -216,6 +247,23 @@ def store_table(layout: Layout, form: Form, table: FrameTable) -> None:
         except FileNotFoundError:  # no image was known to need it yet, and it went: once more
             if attempt == _EVICTED_MEANWHILE - 1:
                 raise
+
+
+def bind_object(directory: Path, table: FrameTable, tmp: Path) -> None:
+    """cachefiles: note by which frame table the kernel's cache file of an object is filled; FrameTableError if that was
+    another one, for what the kernel has of it cannot be taken back while it is opened."""
+    path, digest = directory / "table", Digest.of(table.encode()).hex.encode()
+    try:
+        bound = path.read_bytes()
+    except FileNotFoundError:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        replace_file(path, digest, tmp)
+        return
+    if bound != digest:
+        raise FrameTableError(
+            f"blob {table.blob_digest}: the kernel's cache file was filled by another image's frame table; with the"
+            f" daemon stopped, empty cachefiles/ and objects/ below {directory.parent.parent}"
+        )
 
 
 def load_table(layout: Layout, form: Form, blob: Digest) -> FrameTable:

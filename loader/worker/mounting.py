@@ -18,7 +18,7 @@ from erofs_builder.errors import FormatError, IntegrityError
 from erofs_builder.frames import FrameTable
 from erofs_builder.payload import Form, Payload
 from loader.cache.claims import FlightTable
-from loader.cache.files import CacheFile, prepare_blob, store_table
+from loader.cache.files import CacheFile, prepare_blob, require_same_table, store_table
 from loader.cache.layout import Layout
 from loader.cache.ready import boot_id
 from loader.cache.state import ImageRecord, MountRecord, State
@@ -102,8 +102,7 @@ class Mounting:
                     mount_files = partial(self._mount_files, image, target, form, path, payload.tables)
                     record = _preferably(mount_files, domain, must=wanted not in (None, AUTO))
                 else:
-                    for table in payload.tables:  # an image that was just added may have lost its own to a quota
-                        store_table(self._layout, form, table)
+                    self._store_tables(form, payload.tables)
                     record = self._mount_fsid(image, target, form)
                     opened = [self._objects.files_of(form, table.blob_digest) for table in payload.tables]
                     self._starts.fetch(image.digest, [files[-1] if files else None for files in opened])
@@ -140,10 +139,18 @@ class Mounting:
         )
         return MountRecord(target, image.digest, form, "fanotify", None, time.time(), self._boot, domain)
 
+    def _store_tables(self, form: Form, tables: tuple[FrameTable, ...]) -> None:
+        """cachefiles: for the OPENs of a mount. An image that was just added may have lost its own to a quota."""
+        for table in tables:
+            for file in self._objects.files_of(form, table.blob_digest):
+                require_same_table(file, table)
+            store_table(self._layout, form, table)
+
     def _open_blob(self, form: Form, table: FrameTable) -> CacheFile:
         """The blob's cache file, marked: before the mount, or its holes would read as they are."""
         file = self._objects.file(form, table.blob_digest)
         if file is not None and file.object is not None:
+            require_same_table(file, table)
             return file
         path = prepare_blob(self._layout, form, table)
         key = blob_key(form, table.blob_digest)

@@ -16,7 +16,7 @@ from erofs_builder.digest import Digest
 from erofs_builder.errors import FormatError
 from erofs_builder.frames import FrameTable
 from erofs_builder.payload import Form, device_tag
-from loader.cache.files import CacheFile, load_table
+from loader.cache.files import CacheFile, bind_object, load_table
 from loader.cache.layout import Layout
 from loader.cache.ready import ReadyMap
 from loader.cache.sums import Sums
@@ -131,9 +131,9 @@ class Objects:
         shared = _open_presence(presence)
         key, writer = blob_key(form, blob), BufferedWriter(fd)
         try:
+            table = table or load_table(self._layout, form, blob)
             file = self._files.get(key)
-            if file is None:
-                table = table or load_table(self._layout, form, blob)
+            if file is None or file.table.encode() != table.encode():
                 ready = ReadyMap(self._layout.blob(blob, form), len(table), self._layout.tmp)
                 sums = Sums(self._layout.blob(blob, form), len(table)) if form is Form.DECODED else None
                 file = CacheFile(key, form, table, ready, trusted=True, sums=sums)
@@ -171,6 +171,7 @@ class Objects:
         form, blob = found
         table = load_table(self._layout, form, blob)
         directory = self._layout.object(object_name(volume, cookie))
+        bind_object(directory, table, self._layout.tmp)
         ready = ReadyMap(directory, len(table), self._layout.tmp)
         sums = Sums(directory, len(table)) if form is Form.DECODED else None
         return CacheFile(f"{volume}/{cookie}", form, table, ready, trusted=False, sums=sums)

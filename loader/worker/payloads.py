@@ -57,7 +57,7 @@ class Payloads:
     def store(self, image: Digest, form: Form, data: bytes, payload: Payload) -> None:
         """Keep a verified payload, and its frame tables with their blobs."""
         for table in payload.tables:
-            store_table(self._layout, form, table)
+            store_table(self._layout, form, table, over=False)
         replace_file(self._layout.payload(image, form), data, self._layout.tmp)
         self._fresh.payload = image, payload
 
@@ -185,8 +185,10 @@ def verified_payload(
         raise ArtifactError(f"metadata payload: it is of the {payload.form.value} form, not {form.value}")
     sizes = {blob.digest: blob.size for blob in artifact.blobs}
     for table in payload.tables:
-        if sizes.get(table.blob_digest) != table.blob_size:
-            raise ArtifactError(f"metadata payload: the manifest does not list blob {table.blob_digest} in its size")
+        if sizes.pop(table.blob_digest, None) != table.blob_size:
+            raise ArtifactError(
+                f"metadata payload: the manifest does not list blob {table.blob_digest} in its size, once"
+            )
     expected = [device_tag(form, table.blob_digest) for table in payload.tables]
     if device_tags(payload.erofs_view) != expected:
         raise IntegrityError("metadata payload: device slots and frame tables do not match")
