@@ -159,7 +159,7 @@ def test_a_cachefiles_object_that_another_table_has_filled_is_not_opened(
     table = table_of(_sample(Form.DECODED)[2])
     other = bytearray(table.encode())
     other[68 + 4 * len(table)] ^= 1  # a digest of a frame
-    false = FrameTable.decode(other[:-4] + struct.pack("<I", crc32c(bytes(other[:-4]))))
+    false = FrameTable.decode(bytes(other[:-4]) + struct.pack("<I", crc32c(bytes(other[:-4]))))
     objects = Objects(layout, lambda name: None, tags({table.blob_digest}).get)
     tag = device_tag(Form.DECODED, table.blob_digest)
 
