@@ -18,6 +18,7 @@ size, followed by a skippable frame up to the next 4 KiB. On disk (docs/format.m
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from array import array
 from bisect import bisect_right
@@ -65,6 +66,14 @@ class FrameTable:
         self._encoded = _starts(encoded_blocks, MAX_ENCODED_BLOCKS, "encoded")
         self._decoded = _starts(decoded_blocks, MAX_DECODED_BLOCKS, "decoded")
         self._digests = digests
+        self._identity: bytes | None = None
+
+    @property
+    def identity(self) -> bytes:
+        """The sha256 of the table's bytes: two that are equal verify the same."""
+        if self._identity is None:
+            self._identity = hashlib.sha256(self.encode()).digest()
+        return self._identity
 
     def __len__(self) -> int:
         return len(self._encoded) - 1
@@ -156,6 +165,7 @@ class FrameTable:
         table = cls(Digest(blob_digest), encoded, decoded, data[_HEADER.size + 4 * count : expected - 4])
         if (table.blob_size, table.decoded_size) != (blob_size, decoded_size):
             raise FrameTableError("frame table: the header's sizes are not the sum of its frames")
+        table._identity = hashlib.sha256(data).digest()
         return table
 
 

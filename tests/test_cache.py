@@ -102,6 +102,12 @@ def test_a_damaged_bitmap_counts_as_empty(tmp_path: Path, tmp: Path, damage: byt
 def test_a_bitmap_of_another_table_counts_as_empty(tmp_path: Path, tmp: Path) -> None:
     ReadyMap(tmp_path / "b", 9, tmp, BOOT).set(1)
     assert ReadyMap(tmp_path / "b", 10, tmp, BOOT).count == 0
+    first = ReadyMap(tmp_path / "c", 9, tmp, BOOT, table=b"1" * 32)
+    first.set(1)
+    first.checkpoint(None)
+    assert ReadyMap(tmp_path / "c", 9, tmp, BOOT, table=b"2" * 32).count == 0
+    first.set(2)
+    assert ReadyMap(tmp_path / "c", 9, tmp, NEXT_BOOT, table=b"2" * 32).count == 0
 
 
 def test_replace_file_leaves_nothing_behind_when_it_fails(tmp_path: Path, tmp: Path) -> None:

@@ -128,7 +128,21 @@ def test_two_tables_of_a_blob_are_not_open_at_once(
             refused = node.try_run("mount", "--form", form, images[1 - first], tmp_path / "other")
             assert refused.returncode == 12
             assert "another frame table" in refused.stderr
+            assert Path(images[first].split(":")[1]).parent.name in refused.stderr  # whose is in use
             drop_caches()
             assert file.read_bytes() == contents[first]
         with _mounted(node, images[1 - first], tmp_path / "other", form) as file:
             assert file.read_bytes() == contents[1 - first]
+
+
+def test_a_pinned_image_keeps_what_it_has(images: tuple[str, str], tmp_path: Path) -> None:
+    honest, forged = images
+    with Node(tmp_path / "node", "--plane", "fanotify") as node:
+        node.run("add", "--pin", "--form", "encoded", honest)
+        node.run("prefetch", "--form", "encoded", honest)
+        (tmp_path / "forged").mkdir()
+        assert node.try_run("mount", "--form", "encoded", forged, tmp_path / "forged").returncode == 12
+        before = node.ask("stats")["counters"]["fetches"]
+        with _mounted(node, honest, tmp_path / "honest", "encoded") as file:
+            assert file.read_bytes() == HONEST
+        assert node.ask("stats")["counters"]["fetches"] == before

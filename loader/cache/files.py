@@ -183,9 +183,10 @@ def prepare_blob(layout: Layout, form: Form, table: FrameTable) -> Path:
     """
     directory = layout.blob(table.blob_digest, form)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if _stored_table(directory) != table.encode():
+    if _stored_table(directory) not in (None, table.encode()):
+        log.warning("%s: what is cached was verified by another frame table: removed", directory)
         _forget_contents(directory)
-        store_table(layout, form, table)
+    store_table(layout, form, table)
     data = directory / "data"
     size = table.decoded_size if form is Form.DECODED else table.blob_size
     fd = os.open(data, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -199,17 +200,21 @@ def prepare_blob(layout: Layout, form: Form, table: FrameTable) -> Path:
     return data
 
 
-def require_same_table(file: CacheFile, table: FrameTable) -> None:
-    """IntegrityError unless this is the table by which the file's frames are verified.
+def another_table(table: FrameTable, others: Iterable[str]) -> IntegrityError:
+    """An image's table of a blob is not the one by which its cache file is filled.
 
     A blob's digest says nothing of how an image cuts it: who could have another image's file filled by his own table
     could give it any bytes.
     """
-    if file.table is not table and file.table.encode() != table.encode():
-        raise IntegrityError(
-            f"blob {table.blob_digest}: this image has another frame table of it than the one that is open: one of the"
-            " two images is not what it says"
-        )
+    return IntegrityError(
+        f"blob {table.blob_digest}: this image has another frame table of it than what is in use, so one of the images"
+        f" is not what it says: unmount or remove the others ({', '.join(others) or 'none is known'}), or this one"
+    )
+
+
+def has_another_table(layout: Layout, form: Form, table: FrameTable) -> bool:
+    """Whether the blob's directory belongs to another frame table."""
+    return _stored_table(layout.blob(table.blob_digest, form)) not in (None, table.encode())
 
 
 def _stored_table(directory: Path) -> bytes | None:
@@ -220,12 +225,8 @@ def _stored_table(directory: Path) -> bytes | None:
 
 
 def _forget_contents(directory: Path) -> None:
-    """What was verified by another frame table, or by one that was lost, is nothing to a new one. Not while it is open.
-
-    What says that something is there goes first: whoever is killed in between has lost bytes, and believes none.
-    """
-    if (directory / "ready").exists() or (directory / "synced").exists():
-        log.warning("%s: what is cached was verified by another frame table: removed", directory)
+    """Not while it is open. What says that something is there goes first: whoever is killed in between has lost bytes,
+    and believes none."""
     for name in ("synced", "ready", "sums", "data", "table"):
         (directory / name).unlink(missing_ok=True)
 

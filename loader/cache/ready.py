@@ -1,10 +1,13 @@
 """Ready bitmaps: which frames of a cache file are there and verified.
 
-    0   magic         8  b"EROFSRM\\x01"
+    0   magic         8  b"EROFSRM\\x02"
     8   boot id      16  the boot in which `ready` was written
     24  frame count   4
     28  reserved      4
-    32  bits             frame n is bit n % 8 of byte n // 8
+    32  table        32  identity of the frame table by which the frames were verified
+    64  bits             frame n is bit n % 8 of byte n // 8
+
+Bits of another frame table count for nothing: its author may have said of a blob what he liked.
 
 `ready` is mapped into memory to be read. Within one boot the page cache holds both it and the data file, so it is right
 whatever process was killed, in whatever moment. It is changed by writes: where a file system copies on write, there may
@@ -24,9 +27,10 @@ from pathlib import Path
 
 from loader.cache.layout import replace_file
 
-_HEADER = struct.Struct("<8s16sI4x")
+_HEADER = struct.Struct("<8s16sI4x32s")
 HEADER_SIZE = _HEADER.size
-_MAGIC = b"EROFSRM\x01"
+_MAGIC = b"EROFSRM\x02"
+_NO_TABLE = bytes(32)
 
 
 def boot_id() -> bytes:
@@ -37,8 +41,12 @@ def boot_id() -> bytes:
 class ReadyMap:
     """One cache file's bits. Thread-safe; a bit is set by whoever wrote the frame's bytes, after they are written."""
 
-    def __init__(self, directory: Path, frames: int, tmp: Path, boot: bytes | None = None) -> None:
+    def __init__(
+        self, directory: Path, frames: int, tmp: Path, boot: bytes | None = None, table: bytes = _NO_TABLE
+    ) -> None:
+        """`table` is the frame table's identity."""
         self.frames = frames
+        self._table = table
         self._directory = directory
         self._tmp = tmp
         self._lock = threading.Lock()
@@ -155,7 +163,7 @@ class ReadyMap:
         return isinstance(self._map, bytes)
 
     def _encoded(self, bits: bytes) -> bytes:
-        return _HEADER.pack(_MAGIC, self._boot, self.frames) + bits
+        return _HEADER.pack(_MAGIC, self._boot, self.frames, self._table) + bits
 
     def _read(self, name: str, boot: bytes | None) -> bytes | None:
         """The bits of a file, or None if it is not there, of another boot (where that matters), or damaged."""
@@ -165,8 +173,10 @@ class ReadyMap:
             return None
         if len(data) != HEADER_SIZE + (self.frames + 7) // 8:
             return None
-        magic, written_in, frames = _HEADER.unpack_from(data)
-        if magic != _MAGIC or frames != self.frames or (boot is not None and written_in != boot):
+        magic, written_in, frames, table = _HEADER.unpack_from(data)
+        if magic != _MAGIC or (frames, table) != (self.frames, self._table):
+            return None
+        if boot is not None and written_in != boot:
             return None
         bits = data[HEADER_SIZE:]
         if self.frames % 8 and bits[-1] >> (self.frames % 8):

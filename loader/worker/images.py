@@ -37,7 +37,11 @@ TRACE_PATIENCE = 1.0  # seconds
 class Images:
     """Images by name and digest. Thread-safe."""
 
-    def __init__(self, layout: Layout, state: State, sources: Sources, counters: Counters, starts: Starts) -> None:
+    def __init__(
+        self, layout: Layout, state: State, sources: Sources, counters: Counters, starts: Starts,
+        one_table: bool = False,
+    ) -> None:  # fmt: skip
+        """`one_table`: no two images may have different frame tables of a blob (cachefiles)."""
         self._layout = layout
         self._state = state
         self._sources = sources
@@ -48,7 +52,7 @@ class Images:
         self._fetching_lock = threading.Lock()  # held for dictionary operations
         self._unpacking = threading.Lock()  # payloads that decompress to the limit take memory for one at a time
         self._hasher = ThreadPoolExecutor(1, "hash")
-        self.payloads = Payloads(layout, state, counters, self._fetch_payload)
+        self.payloads = Payloads(layout, state, counters, self._fetch_payload, one_table)
         self._tags: dict[str, tuple[Form, Digest]] = {}
         self.reload()
 

@@ -79,7 +79,7 @@ class KernelLook:
         if not directory.is_dir():
             raise FrameTableError(f"nothing is known of {found.volume}/{found.cookie}")
         table = load_table(self._layout, found.form, found.blob)
-        ready = ReadyMap(directory, len(table), self._layout.tmp)
+        ready = ReadyMap(directory, len(table), self._layout.tmp, table=table.identity)
         sums = Sums(directory, len(table)) if found.decoded else None
         file = CacheFile(
             f"{found.volume}/{found.cookie}", found.form, table, ready, trusted=False, sums=sums

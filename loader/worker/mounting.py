@@ -18,7 +18,7 @@ from erofs_builder.errors import FormatError, IntegrityError
 from erofs_builder.frames import FrameTable
 from erofs_builder.payload import Form, Payload
 from loader.cache.claims import FlightTable
-from loader.cache.files import CacheFile, prepare_blob, require_same_table, store_table
+from loader.cache.files import CacheFile, another_table, has_another_table, prepare_blob, store_table
 from loader.cache.layout import Layout
 from loader.cache.ready import boot_id
 from loader.cache.state import ImageRecord, MountRecord, State
@@ -37,6 +37,7 @@ _Choose = Callable[[memoryview], str | None]  # metadata to the domain that its 
 
 # The encoded form must not be mounted with the kernel's default strategy: it keeps compressed pages of its own, and a
 # page that was read through a hole stays bad after the hole was filled.
+PATIENCE = 30.0  # seconds until the keeper has said what is open
 OPTIONS = {Form.ENCODED: ["cache_strategy=disabled"], Form.DECODED: []}
 
 
@@ -61,6 +62,15 @@ class Mounting:
         self._lock = threading.Lock()
         self._boot = boot_id().hex()
         self._held = Counter[tuple[Digest, Form]]()
+        self._all_known = threading.Event()
+
+    def begin(self) -> None:
+        """All objects that are open are known by now; before, nothing is mounted, for its files may be among them."""
+        self._all_known.set()
+
+    def _await_objects(self) -> None:
+        if not self._all_known.wait(PATIENCE):
+            raise BusyError("the worker has not heard yet what is mounted", hint="try again in a moment")
 
     def exclusive(self) -> threading.Lock:
         """Held while nothing is mounted or unmounted."""
@@ -87,6 +97,7 @@ class Mounting:
     def _mount_stored(
         self, image: ImageRecord, target: str, form: Form, choose: _Choose, wanted: str | None
     ) -> MountRecord:
+        self._await_objects()
         with self._lock:
             existing = self._existing(target)
             if existing is not None:
@@ -102,7 +113,7 @@ class Mounting:
                     mount_files = partial(self._mount_files, image, target, form, path, payload.tables)
                     record = _preferably(mount_files, domain, must=wanted not in (None, AUTO))
                 else:
-                    self._store_tables(form, payload.tables)
+                    self._store_tables(image, form, payload.tables)
                     record = self._mount_fsid(image, target, form)
                     opened = [self._objects.files_of(form, table.blob_digest) for table in payload.tables]
                     self._starts.fetch(image.digest, [files[-1] if files else None for files in opened])
@@ -125,7 +136,7 @@ class Mounting:
         self, image: ImageRecord, target: str, form: Form, path: Path, tables: tuple[FrameTable, ...],
         domain: str | None,
     ) -> MountRecord:  # fmt: skip
-        files = [self._open_blob(form, table) for table in tables]
+        files = self._open_blobs(image, form, tables)
         self._starts.fetch(image.digest, files)
         self._link.call(
             "mount",
@@ -139,18 +150,49 @@ class Mounting:
         )
         return MountRecord(target, image.digest, form, "fanotify", None, time.time(), self._boot, domain)
 
-    def _store_tables(self, form: Form, tables: tuple[FrameTable, ...]) -> None:
+    def _store_tables(self, image: ImageRecord, form: Form, tables: tuple[FrameTable, ...]) -> None:
         """cachefiles: for the OPENs of a mount. An image that was just added may have lost its own to a quota."""
         for table in tables:
-            for file in self._objects.files_of(form, table.blob_digest):
-                require_same_table(file, table)
+            files = self._objects.files_of(form, table.blob_digest)
+            if any(file.table.identity != table.identity for file in files):
+                raise another_table(table, self._others(image, table.blob_digest))
+        for table in tables:
             store_table(self._layout, form, table)
+
+    def _open_blobs(self, image: ImageRecord, form: Form, tables: tuple[FrameTable, ...]) -> list[CacheFile]:
+        """fanotify: an image's cache files. IntegrityError, before anything is done, if one belongs to another image
+        that has another frame table of it."""
+        for table in tables:
+            if self._belongs_to_another(image, form, table):
+                raise another_table(table, self._others(image, table.blob_digest))
+        return [self._open_blob(form, table) for table in tables]
+
+    def _belongs_to_another(self, image: ImageRecord, form: Form, table: FrameTable) -> bool:
+        """Whether a blob's file is in use, or pinned, and filled by another table."""
+        blob = table.blob_digest
+        file = self._objects.file(form, blob)
+        if file is None or file.object is None:
+            if not has_another_table(self._layout, form, table):
+                return False
+            pinned = any(known.pinned for known in self._sharers(image, blob))
+            return pinned or blob_key(form, blob) in self._objects.unserved
+        if file.table.identity == table.identity:
+            return False
+        used = (blob, form) in self._state.mounted_blobs() or self._held[blob, form] or not self._unused(file)
+        return bool(used) or not self._release(file)
+
+    def _sharers(self, image: ImageRecord, blob: Digest) -> list[ImageRecord]:
+        """The other images that are said to hold a blob."""
+        images = self._state.images()
+        return [each for each in images if each.digest != image.digest and blob in dict(each.blobs)]
+
+    def _others(self, image: ImageRecord, blob: Digest) -> list[str]:
+        return [each.name for each in self._sharers(image, blob)]
 
     def _open_blob(self, form: Form, table: FrameTable) -> CacheFile:
         """The blob's cache file, marked: before the mount, or its holes would read as they are."""
         file = self._objects.file(form, table.blob_digest)
         if file is not None and file.object is not None:
-            require_same_table(file, table)
             return file
         path = prepare_blob(self._layout, form, table)
         key = blob_key(form, table.blob_digest)
@@ -166,11 +208,14 @@ class Mounting:
         """An image's cache files, open meanwhile, mounted or not. LoaderError where only the kernel can open them."""
         tables = self._images.payloads.sound(image.digest, form).tables
         keys = [(table.blob_digest, form) for table in tables]
+        self._await_objects()
         with self._lock:
             if self.plane == "fanotify":
-                files = [self._open_blob(form, table) for table in tables]
+                files = self._open_blobs(image, form, tables)
             else:
+                known = {table.identity for table in tables}
                 files = [file for blob, _ in keys for file in self._objects.files_of(form, blob)]
+                files = [file for file in files if file.table.identity in known]
                 if keys and not files:
                     raise LoaderError(f"{image.name} is not mounted", hint="cachefiles opens a blob when it is mounted")
             self._held.update(keys)

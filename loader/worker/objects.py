@@ -92,6 +92,7 @@ class Objects:
         self._lock = threading.Lock()
         self._objects: dict[int, Object] = {}
         self._files: dict[str, CacheFile] = {}
+        self.unserved = set[str]()  # keys of files that are mounted, but could not be opened here
 
     def get(self, number: int) -> Object | None:
         return self._objects.get(number)
@@ -133,8 +134,8 @@ class Objects:
         try:
             table = table or load_table(self._layout, form, blob)
             file = self._files.get(key)
-            if file is None or file.table.encode() != table.encode():
-                ready = ReadyMap(self._layout.blob(blob, form), len(table), self._layout.tmp)
+            if file is None or file.table.identity != table.identity:
+                ready = ReadyMap(self._layout.blob(blob, form), len(table), self._layout.tmp, table=table.identity)
                 sums = Sums(self._layout.blob(blob, form), len(table)) if form is Form.DECODED else None
                 file = CacheFile(key, form, table, ready, trusted=True, sums=sums)
         except BaseException:
@@ -172,7 +173,7 @@ class Objects:
         table = load_table(self._layout, form, blob)
         directory = self._layout.object(object_name(volume, cookie))
         bind_object(directory, table, self._layout.tmp)
-        ready = ReadyMap(directory, len(table), self._layout.tmp)
+        ready = ReadyMap(directory, len(table), self._layout.tmp, table=table.identity)
         sums = Sums(directory, len(table)) if form is Form.DECODED else None
         return CacheFile(f"{volume}/{cookie}", form, table, ready, trusted=False, sums=sums)
 
@@ -219,10 +220,26 @@ class Objects:
                 return
             form_name, _, blob_hex = str(body["name"]).partition("/")
             blob = Digest(bytes.fromhex(blob_hex))
-            file = self.add_fanotify(number, Form(form_name), blob, fd, body.get(PRESENCE))
+            self.unserved.add(str(body["name"]))
+            presence = body.get(PRESENCE)
+            if not self._is_current(Form(form_name), blob, fd):
+                for each in (fd, presence):
+                    if each is not None:
+                        os.close(each)
+                raise OSError(errno.ESTALE, "another file is in its place")
+            file = self.add_fanotify(number, Form(form_name), blob, fd, presence)
             file.completed = bool(body.get("complete"))
+            self.unserved.discard(file.key)
         except (FormatError, KeyError, ValueError, OSError) as error:
             log.error("object %d cannot be served: %s", number, error)
+
+    def _is_current(self, form: Form, blob: Digest, fd: int) -> bool:
+        """Whether the descriptor is of the file that lies in the cache: only of that the frame table is known."""
+        try:
+            own, current = os.fstat(fd), self._layout.data(blob, form).stat()
+        except OSError:
+            return False
+        return (own.st_dev, own.st_ino) == (current.st_dev, current.st_ino)
 
 
 def _open_presence(fd: int | None) -> Presence | None:

@@ -18,7 +18,7 @@ from erofs_builder.digest import Digest
 from erofs_builder.errors import ArtifactError, IntegrityError
 from erofs_builder.payload import ALIGNMENT, Form, Payload, decode_payload, device_tag
 from loader.artifact import PAYLOAD_SIZE_ANNOTATION, Artifact
-from loader.cache.files import store_table
+from loader.cache.files import another_table, has_another_table, store_table
 from loader.cache.layout import Layout, replace_file, write_over
 from loader.cache.state import ImageRecord, State
 from loader.convert.load import decompress
@@ -44,8 +44,10 @@ class Payloads:
     """
 
     def __init__(
-        self, layout: Layout, state: State, counters: Counters, fetch: Callable[[ImageRecord, Form], bytes]
-    ) -> None:
+        self, layout: Layout, state: State, counters: Counters, fetch: Callable[[ImageRecord, Form], bytes],
+        one_table: bool = False,
+    ) -> None:  # fmt: skip
+        self._one_table = one_table
         self._layout, self._state, self._counters, self._fetch = layout, state, counters, fetch
         self._fresh = threading.local()  # .payload: a digest and the payload that was just stored for it
         self._mending = threading.Lock()
@@ -55,11 +57,20 @@ class Payloads:
         return form in self._state.payloads(image) and self._layout.payload(image, form).exists()
 
     def store(self, image: Digest, form: Form, data: bytes, payload: Payload) -> None:
-        """Keep a verified payload, and its frame tables with their blobs."""
+        """Keep a verified payload, and its frame tables with their blobs. IntegrityError, with cachefiles, if another
+        image has another one: whose an OPEN is cannot be told there."""
+        if self._one_table:
+            for table in payload.tables:
+                if has_another_table(self._layout, form, table) and (others := self._sharers(image, table.blob_digest)):
+                    raise another_table(table, others)
         for table in payload.tables:
-            store_table(self._layout, form, table, over=False)
+            store_table(self._layout, form, table, over=self._one_table)
         replace_file(self._layout.payload(image, form), data, self._layout.tmp)
         self._fresh.payload = image, payload
+
+    def _sharers(self, image: Digest, blob: Digest) -> list[str]:
+        """The other images that are said to hold a blob."""
+        return [each.name for each in self._state.images() if each.digest != image and blob in dict(each.blobs)]
 
     def load(self, image: Digest, form: Form) -> tuple[Path, Payload]:
         """The stored payload and its path, checked against the digest that was recorded with it.

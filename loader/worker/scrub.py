@@ -135,7 +135,7 @@ class Scrubber:
         table = load_table(self._layout, form, blob)
         directory = self._layout.blob(blob, form)
         fd = os.open(directory / "data", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        ready = ReadyMap(directory, len(table), self._layout.tmp)
+        ready = ReadyMap(directory, len(table), self._layout.tmp, table=table.identity)
         sums = Sums(directory, len(table)) if form is Form.DECODED else None
         file = CacheFile(f"{form.value}/{blob.hex}", form, table, ready, trusted=True, sums=sums)
         try:

@@ -82,7 +82,9 @@ class Service:
         )
         self.readahead = ReadAhead(self.link_estimate, config.readahead)
         self.starts = Starts(self.layout, self.flights, self.readahead)
-        self.images = Images(self.layout, self.state, self.sources, self.counters, self.starts)
+        self.images = Images(
+            self.layout, self.state, self.sources, self.counters, self.starts, one_table=plane == "cachefiles"
+        )
         self.objects = Objects(self.layout, self.images.find_metadata, self.images.find_tag)
         self.executor = ThreadPoolExecutor(8, "work")
         self.pages = PageSharing(config.page_domain if plane == "fanotify" else OFF, self.layout.tmp)
@@ -165,6 +167,7 @@ class Service:
             self.fenced += body.get("fenced") or ()
         elif kind is Kind.READY:
             self.generation = int(body.get("generation", 0))
+            self.mounting.begin()
             self.collector.begin()
             self.executor.submit(self._recover, self._held)
         else:
