@@ -171,15 +171,21 @@ class Mounting:
         """Whether a blob's file is in use, or pinned, and filled by another table."""
         blob = table.blob_digest
         file = self._objects.file(form, blob)
-        if file is None or file.object is None:
-            if not has_another_table(self._layout, form, table):
-                return False
-            pinned = any(known.pinned for known in self._sharers(image, blob))
-            return pinned or blob_key(form, blob) in self._objects.unserved
-        if file.table.identity == table.identity:
+        if file is not None and file.object is not None:
+            differs = file.table.identity != table.identity
+        else:
+            file, differs = None, has_another_table(self._layout, form, table)
+        if not differs:
             return False
-        used = (blob, form) in self._state.mounted_blobs() or self._held[blob, form] or not self._unused(file)
-        return bool(used) or not self._release(file)
+        if blob_key(form, blob) in self._objects.unserved or any(each.pinned for each in self._sharers(image, blob)):
+            return True
+        return file is not None and not self._gives_way(file)
+
+    def _gives_way(self, file: CacheFile) -> bool:
+        """Release a file that is open, and that nobody uses; whether it was."""
+        key = (file.blob, file.form)
+        used = key in self._state.mounted_blobs() or self._held[key] > 0 or not self._unused(file)
+        return not used and self._release(file) > 0
 
     def _sharers(self, image: ImageRecord, blob: Digest) -> list[ImageRecord]:
         """The other images that are said to hold a blob."""
