@@ -7,10 +7,11 @@
       images/HEX/start, trace      lists of frames that a start reads                      starts.py
       blobs/FORM/HEX/table         its frame table (frames.py of the builder)               files.py
       blobs/FORM/HEX/data          sparse file: the blob in this form                       files.py
-      blobs/FORM/HEX/ready         bitmap, one bit a frame: its bytes are in `data`         ready.py
+      blobs/FORM/HEX/ready         bitmap, one bit a frame: its bytes are in `data`, by this table  ready.py
       blobs/FORM/HEX/synced        the bitmap as of the last fdatasync of `data`            ready.py
       blobs/FORM/HEX/sums          decoded: checksums of what was written                   sums.py
       objects/NAME/ready, synced, sums  cachefiles: the same for the kernel's own cache files
+      objects/NAME/table           the identity of the table by which it is filled
       cachefiles/                  belongs to the kernel while the cachefiles plane is on
       tmp/                         half-written files; emptied at start
       keeper.json, keeper.added, choice.json, loader.lock, parked.sock                      the keeper's, loader.keeper
