@@ -148,5 +148,5 @@ def _row(what: str, form: str, ours: Sample, peers: dict[str, Sample], notes: li
         "; ".join(listed), fastest / ours.median, 1.0 if peers else 0.0, larger=True, unit="×",
         peers={name: fastest / sample.median for name, sample in peers.items()}, commands=line,
         samples={"ours": ours.values} | {name: sample.values for name, sample in peers.items()},
-        note=_DECODED_NOTE if form == "decoded" else _RANDOM_NOTE,
+        note=_DECODED_NOTE if form == "decoded" else _RANDOM_NOTE if _LINES[what] == _FILES else "",
     )  # fmt: skip
