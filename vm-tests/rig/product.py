@@ -29,6 +29,7 @@ def counted(host: Host) -> dict[str, Any]:
         "registry_stop": registry.stop,
         "registry_start": registry.start,
         "blob_bytes": registry.blob_bytes,
+        "blob_sizes": registry.blob_sizes,
     }
     return {}
 

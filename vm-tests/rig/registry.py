@@ -25,7 +25,7 @@ class Registry:
 
     def __init__(self, folder: Path, store: Path, port: int = PORT) -> None:
         self.address = f"127.0.0.1:{port}"
-        self.folder = folder
+        self.folder, self.store = folder, store
         self.log = folder / "log"
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True)
@@ -63,6 +63,11 @@ class Registry:
             time.sleep(_QUIET)
             before, sent = sent, self._logged()
         return sent
+
+    def blob_sizes(self) -> dict[str, int]:
+        """Bytes of each blob (digest) that it has."""
+        blobs = self.store / "docker/registry/v2/blobs/sha256"
+        return {f"sha256:{path.parent.name}": path.stat().st_size for path in blobs.glob("*/*/data")}
 
     def _logged(self) -> dict[str, int]:
         sent: dict[str, int] = {}

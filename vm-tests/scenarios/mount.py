@@ -37,7 +37,9 @@ def mounts(guest):
         fetched.append({digest for digest, size in after.items() if size > before.get(digest, 0)})
         guest.fact(f"bytes fetched for {name}", sum(after.values()) - sum(before.values()))
     with guest.step("a shared layer is fetched once"):
-        twice = fetched[0] & fetched[1]
+        # A frame of it that the first image does not show may be fetched ahead for the second; no byte is, twice.
+        sizes = guest.ask("blob_sizes")
+        twice = {digest: after[digest] for digest in fetched[0] & fetched[1] if after[digest] > sizes[digest]}
         expect(not twice, f"fetched again for the second image: {twice}")
     with guest.step("a shared layer is cached once"):
         stats = loader_json("stats")
