@@ -12,17 +12,13 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.demo import run
 from bench.measure import Row, shown, timed
-from bench.node import BUILDER, Node, drop_caches, written
+from bench.node import Node, drop_caches, written
 from bench.peers import nydus_builds, push_blob
+from bench.published import published
 from bench.residency import resident_bytes
 from bench.workload import start_application
-from tests.images import catalog
-from tests.images.layout import push
-from tests.support.registry import docker_registry
 
-IMAGE = "debian:12"
 _START_NOTE = (
     "A frame is written whole, with what lies beside the pages that are read, and so is the metadata. With a trace "
     "13.9 MB cross the link, and the goal is 13.0. A layout rebuilt from a trace has frames of read pages alone."
@@ -39,18 +35,13 @@ class Cost:
 
 def rows(_: int) -> list[Row]:
     """Read all of the image cold, through ours in both forms and through the peers; then only what a start reads."""
-    layout = catalog.image("debian") / "oci"
     with tempfile.TemporaryDirectory(prefix="erofs-bench-") as name:
         scratch = Path(name)
-        with docker_registry(scratch / "registry") as registry:
-            push(layout, f"{registry}/{IMAGE}")
-            image = f"docker://{registry}/{IMAGE}"
-            run(BUILDER, "convert", "--insecure", image, f"{image}-erofs")
-            run("umoci", "unpack", "--image", f"{layout}:latest", scratch / "tree")
-            unpacked = _file_bytes(scratch / "tree/rootfs")
-            peers, notes, commands = _peers(scratch, registry)
-            ours = {form: _read_all(scratch / form, image, form) for form in ("encoded", "decoded")}
-            start_written, start_read = _start(scratch / "start", image)
+        with published(scratch) as debian:
+            unpacked = _file_bytes(debian.tree)
+            peers, notes, commands = _peers(scratch, debian.registry)
+            ours = {form: _read_all(scratch / form, debian.image, form) for form in ("encoded", "decoded")}
+            start_written, start_read = _start(scratch / "start", debian.image)
     return _rows(unpacked, ours, peers, notes, commands, start_written, start_read)
 
 

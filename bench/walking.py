@@ -15,17 +15,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from bench.demo import run
 from bench.measure import Row, Sample, timed
-from bench.node import BUILDER, Node, drop_caches
+from bench.node import Node, drop_caches
 from bench.peers import NydusBuilt, nydus_builds, push_blob
+from bench.published import IMAGE, published
 from bench.quick import Quick
 from bench.workload import start_application
-from tests.images import catalog
-from tests.images.layout import push
-from tests.support.registry import docker_registry
 
-IMAGE = "debian:12"
 READERS, FILES_EACH = 4, 40
 _SEED = 1
 _TAR = "tar -C $W/mnt -cf - . | cat >/dev/null"
@@ -51,20 +47,15 @@ Mounted = Callable[[], AbstractContextManager[Path]]
 
 def rows(runs: int) -> list[Row]:
     """Ours in both forms, and the peers, in turn."""
-    layout = catalog.image("debian") / "oci"
+    notes: list[str] = []
     with tempfile.TemporaryDirectory(prefix="erofs-bench-") as name:
         scratch = Path(name)
-        with docker_registry(scratch / "registry") as registry:
-            push(layout, f"{registry}/{IMAGE}")
-            image = f"docker://{registry}/{IMAGE}"
-            run(BUILDER, "convert", "--insecure", image, f"{image}-erofs")
-            run("umoci", "unpack", "--image", f"{layout}:latest", scratch / "tree")
-            notes: list[str] = []
-            peers = list(nydus_builds(scratch / "tree/rootfs", scratch, notes))
+        with published(scratch) as debian:
+            peers = list(nydus_builds(debian.tree, scratch, notes))
             for peer in peers:
-                push_blob(registry, "debian", peer.image.blob.read_bytes())
-            (scratch / "names").write_bytes(_names(scratch / "tree/rootfs"))
-            with Quick(registry, scratch / "registry/storage") as quick:
+                push_blob(debian.registry, "debian", peer.image.blob.read_bytes())
+            (scratch / "names").write_bytes(_names(debian.tree))
+            with Quick(debian.registry, debian.storage) as quick:
                 mounts = _mounts(scratch, quick.address, peers)
                 samples = _measure(runs, scratch, mounts)
     return [row for what in samples for row in _rows(what, samples[what], notes)]

@@ -2,7 +2,7 @@
 
     0                EROFS metadata of the whole image in one form, zero-padded to 64 KiB
     erofs_size       frame tables, one after the other, in the order of the superblock's device slots
-    behind them      hints (hints.py); older payloads have none
+    behind them      hints (hints_codec.py); older payloads have none
     size - 48        trailer: magic 8 b"EROFSMD\\x01", version 2, form 1 (1 encoded, 2 decoded), reserved 1, tables 4,
                      erofs_size 8, tables_size 8, hints_size 8, reserved 4, crc32c 4 over the trailer's first 44 bytes
 

@@ -16,7 +16,8 @@ from erofs_builder.erofs.sharing import announce_fingerprints, has_fingerprints
 from erofs_builder.erofs.writer import write_metadata
 from erofs_builder.errors import FormatError, FrameTableError, IntegrityError
 from erofs_builder.frames import BLOCK, FrameTable
-from erofs_builder.hints import MOST_PACKAGES, decode_hints, encode_hints
+from erofs_builder.hints import MOST_PACKAGES
+from erofs_builder.hints_codec import decode_hints, encode_hints
 from erofs_builder.hot import crc32c, crc32c_state
 from erofs_builder.model import Blob, Extent, Node
 from erofs_builder.payload import ALIGNMENT, Form, decode_payload, encode_payload

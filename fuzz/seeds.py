@@ -17,7 +17,8 @@ from erofs_builder.digest import Digest
 from erofs_builder.followers import encode_followers
 from erofs_builder.frame_list import encode_frames
 from erofs_builder.frames import FrameTable
-from erofs_builder.hints import Hints, encode_hints
+from erofs_builder.hints import Hints
+from erofs_builder.hints_codec import encode_hints
 from erofs_builder.page_trace import PageRun, encode_page_trace
 from erofs_builder.payload import ALIGNMENT, Form, device_tag, encode_payload
 from fanotify import wire

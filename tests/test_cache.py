@@ -20,6 +20,7 @@ from loader.cache.writer import BufferedWriter, DirectWriter
 from tests.support.cache_files import open_file, sample, table_of
 
 BOOT, NEXT_BOOT = bytes(16), b"\1" * 16
+TABLE = b"t" * 32  # identity of a frame table
 
 
 @pytest.fixture
@@ -46,40 +47,40 @@ def test_a_table_is_stored_while_its_directory_is_evicted(tmp_path: Path, monkey
 
 
 def test_a_bit_survives_the_process_but_not_the_boot(tmp_path: Path, tmp: Path) -> None:
-    first = ReadyMap(tmp_path / "b", 19, tmp, BOOT)
+    first = ReadyMap(tmp_path / "b", 19, tmp, BOOT, table=TABLE)
     first.set(0)
     first.set(18)
     # No close, no sync: the process is gone.
-    same_boot = ReadyMap(tmp_path / "b", 19, tmp, BOOT)
+    same_boot = ReadyMap(tmp_path / "b", 19, tmp, BOOT, table=TABLE)
     assert [frame for frame in range(19) if same_boot[frame]] == [0, 18]
     assert same_boot.count == 2
-    assert ReadyMap(tmp_path / "b", 19, tmp, NEXT_BOOT).count == 0
+    assert ReadyMap(tmp_path / "b", 19, tmp, NEXT_BOOT, table=TABLE).count == 0
 
 
 def test_what_was_synced_survives_the_boot(tmp_path: Path, tmp: Path) -> None:
     data = os.open(tmp_path / "data", os.O_RDWR | os.O_CREAT)
-    ready = ReadyMap(tmp_path / "b", 10, tmp, BOOT)
+    ready = ReadyMap(tmp_path / "b", 10, tmp, BOOT, table=TABLE)
     ready.set(3)
     assert ready.dirty
     ready.checkpoint(data)
     assert not ready.dirty
     ready.set(4)
-    after = ReadyMap(tmp_path / "b", 10, tmp, NEXT_BOOT)
+    after = ReadyMap(tmp_path / "b", 10, tmp, NEXT_BOOT, table=TABLE)
     assert [frame for frame in range(10) if after[frame]] == [3]
     os.close(data)
 
 
 def test_a_successor_syncs_what_a_killed_process_had_written(tmp_path: Path, tmp: Path) -> None:
-    ReadyMap(tmp_path / "b", 10, tmp, BOOT).set(3)
-    successor = ReadyMap(tmp_path / "b", 10, tmp, BOOT)
+    ReadyMap(tmp_path / "b", 10, tmp, BOOT, table=TABLE).set(3)
+    successor = ReadyMap(tmp_path / "b", 10, tmp, BOOT, table=TABLE)
     assert successor.dirty
     successor.checkpoint(None)
-    assert not ReadyMap(tmp_path / "b", 10, tmp, BOOT).dirty
-    assert ReadyMap(tmp_path / "b", 10, tmp, NEXT_BOOT)[3]
+    assert not ReadyMap(tmp_path / "b", 10, tmp, BOOT, table=TABLE).dirty
+    assert ReadyMap(tmp_path / "b", 10, tmp, NEXT_BOOT, table=TABLE)[3]
 
 
 def test_a_cleared_bit_stays_cleared_after_a_reboot(tmp_path: Path, tmp: Path) -> None:
-    ready = ReadyMap(tmp_path / "b", 10, tmp, BOOT)
+    ready = ReadyMap(tmp_path / "b", 10, tmp, BOOT, table=TABLE)
     for frame in range(10):
         ready.set(frame)
     assert ready.complete
@@ -87,7 +88,7 @@ def test_a_cleared_bit_stays_cleared_after_a_reboot(tmp_path: Path, tmp: Path) -
     ready.clear([2, 9])
     assert ready.count == 8
     for boot in (BOOT, NEXT_BOOT):
-        again = ReadyMap(tmp_path / "b", 10, tmp, boot)
+        again = ReadyMap(tmp_path / "b", 10, tmp, boot, table=TABLE)
         assert [frame for frame in range(10) if not again[frame]] == [2, 9]
 
 
@@ -96,12 +97,12 @@ def test_a_damaged_bitmap_counts_as_empty(tmp_path: Path, tmp: Path, damage: byt
     (tmp_path / "b").mkdir()
     for name in ("ready", "synced"):
         (tmp_path / "b" / name).write_bytes(damage)
-    assert ReadyMap(tmp_path / "b", 12, tmp, BOOT).count == 0
+    assert ReadyMap(tmp_path / "b", 12, tmp, BOOT, table=TABLE).count == 0
 
 
 def test_a_bitmap_of_another_table_counts_as_empty(tmp_path: Path, tmp: Path) -> None:
-    ReadyMap(tmp_path / "b", 9, tmp, BOOT).set(1)
-    assert ReadyMap(tmp_path / "b", 10, tmp, BOOT).count == 0
+    ReadyMap(tmp_path / "b", 9, tmp, BOOT, table=TABLE).set(1)
+    assert ReadyMap(tmp_path / "b", 10, tmp, BOOT, table=TABLE).count == 0
     first = ReadyMap(tmp_path / "c", 9, tmp, BOOT, table=b"1" * 32)
     first.set(1)
     first.checkpoint(None)
@@ -162,18 +163,18 @@ def test_a_lost_data_file_takes_its_bits_with_it(tmp_path: Path, lost: str) -> N
     layout.prepare()
     table = table_of(sample(3))
     data = prepare_blob(layout, Form.DECODED, table)
-    ready = ReadyMap(data.parent, len(table), layout.tmp)
+    ready = ReadyMap(data.parent, len(table), layout.tmp, table=table.identity)
     ready.set(0)
     ready.checkpoint(None)
     ready.close()
     assert prepare_blob(layout, Form.DECODED, table) == data
-    assert ReadyMap(data.parent, len(table), layout.tmp).count == 1
+    assert ReadyMap(data.parent, len(table), layout.tmp, table=table.identity).count == 1
     if lost == "gone":
         data.unlink()
     else:
         os.truncate(data, 0)
     prepare_blob(layout, Form.DECODED, table)
-    assert ReadyMap(data.parent, len(table), layout.tmp).count == 0
+    assert ReadyMap(data.parent, len(table), layout.tmp, table=table.identity).count == 0
 
 
 def test_direct_writes_are_aligned(tmp_path: Path) -> None:

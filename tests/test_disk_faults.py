@@ -451,7 +451,9 @@ def _open(root: Path, blob: Digest, form: Form, boot: int, table: object) -> Cac
         prepare_blob(layout, form, table)  # type: ignore[arg-type]
         os.sync()
     stored = load_table(layout, form, blob)
-    ready = ReadyMap(layout.blob(blob, form), len(stored), layout.tmp, boot.to_bytes(16, "little"))
+    ready = ReadyMap(
+        layout.blob(blob, form), len(stored), layout.tmp, boot.to_bytes(16, "little"), table=stored.identity
+    )
     file = CacheFile(blob.hex, form, stored, ready, trusted=True)
     file.writer = BufferedWriter(os.open(layout.data(blob, form), os.O_RDWR | os.O_CLOEXEC))
     return file

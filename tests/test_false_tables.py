@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,11 +24,13 @@ from erofs_builder.frames import FrameTable
 from erofs_builder.hot import crc32c_state
 from erofs_builder.payload import decode_payload, device_tag, encode_payload
 from fuzz.formats import sealed
+from loader.worker.service import CHECKPOINT_INTERVAL
 from tests.images.layout import Layout
 from tests.support.oracles import run
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 FORMS = ["encoded", "decoded"]
+NOT_THE_BLOB = "the image that brought its frame table is not what it says"
 SIZE = 3_000_000
 HONEST, FORGED = os.urandom(SIZE), os.urandom(SIZE)
 
@@ -87,6 +90,14 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return f"oci:{honest.path}:latest", f"oci:{forged.path}:latest"
 
 
+def _await(condition: Callable[[], bool]) -> None:
+    for _ in range(200):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise TimeoutError
+
+
 @contextmanager
 def _mounted(node: Node, image: str, target: Path, form: str) -> Iterator[Path]:
     node.mount(image, target, form)
@@ -102,6 +113,9 @@ def test_what_another_table_has_verified_is_not_read(images: tuple[str, str], fo
     with Node(tmp_path / "node", "--plane", "fanotify") as node:
         with _mounted(node, forged, tmp_path / "forged", form) as file:
             assert file.read_bytes() == FORGED
+            _await(lambda: form == "decoded" or NOT_THE_BLOB in node.log.read_text())
+            time.sleep(2 * CHECKPOINT_INTERVAL)  # time to look once more
+        assert node.log.read_text().count(NOT_THE_BLOB) == (form == "encoded")
         with _mounted(node, honest, tmp_path / "honest", form) as file:
             assert file.read_bytes() == HONEST
         node.run("add", "--form", form, forged)

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from erofs_builder.errors import ArtifactError
-from erofs_builder.hints import MAX_PACKAGE, MOST_PACKAGES, Hints, decode_hints, encode_hints, find_hints
+from erofs_builder.hints import MAX_PACKAGE, MOST_PACKAGES, Hints, find_hints
+from erofs_builder.hints_codec import decode_hints, encode_hints
 from erofs_builder.model import Extent, Node
 from tests.format_reader import FormatError, parse_hints
 from tests.support.cache_files import sample, table_of

@@ -13,7 +13,8 @@ import zstandard
 
 from bench.node import Node
 from erofs_builder.erofs.reader import Reader
-from erofs_builder.hints import decode_hints, find_hints
+from erofs_builder.hints import find_hints
+from erofs_builder.hints_codec import decode_hints
 from erofs_builder.payload import Form, decode_payload
 from loader.registry.config import RegistryConfig
 from loader.registry.find import find_artifact

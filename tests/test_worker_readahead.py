@@ -9,7 +9,8 @@ from typing import cast
 
 import pytest
 
-from erofs_builder.hints import Hints, encode_hints
+from erofs_builder.hints import Hints
+from erofs_builder.hints_codec import encode_hints
 from erofs_builder.payload import Form, Payload
 from loader.cache.files import CacheFile
 from loader.worker.link_estimate import LinkEstimate

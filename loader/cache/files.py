@@ -17,6 +17,7 @@ from erofs_builder.frames import Frame, FrameTable
 from erofs_builder.payload import Form
 from loader.cache.layout import Layout, replace_file
 from loader.cache.ready import ReadyMap
+from loader.cache.state import ImageRecord
 from loader.cache.sums import Sums
 from loader.cache.writer import Writer
 from loader.keeper.presence import Presence
@@ -47,6 +48,7 @@ class CacheFile:
         self.writer: Writer | None = None
         self.object: int | None = None
         self.completed = False  # the keeper was told
+        self.refuted = False  # complete, each frame as its table says, and yet not the blob
         self._written = set[int]()
         self.used = array("I", bytes(4 * len(table)))  # by frame: when it was read last, in seconds since the epoch
         self._presence: Presence | None = None  # what the keeper sees of `ready`
@@ -183,7 +185,7 @@ def prepare_blob(layout: Layout, form: Form, table: FrameTable) -> Path:
     """
     directory = layout.blob(table.blob_digest, form)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if _stored_table(directory) not in (None, table.encode()):
+    if has_another_table(layout, form, table):
         log.warning("%s: what is cached was verified by another frame table: removed", directory)
         _forget_contents(directory)
     store_table(layout, form, table)
@@ -200,15 +202,16 @@ def prepare_blob(layout: Layout, form: Form, table: FrameTable) -> Path:
     return data
 
 
-def another_table(table: FrameTable, others: Iterable[str]) -> IntegrityError:
+def another_table(table: FrameTable, others: Iterable[ImageRecord]) -> IntegrityError:
     """An image's table of a blob is not the one by which its cache file is filled.
 
     A blob's digest says nothing of how an image cuts it: who could have another image's file filled by his own table
     could give it any bytes.
     """
+    names = ", ".join(image.name for image in others) or "none is known"
     return IntegrityError(
         f"blob {table.blob_digest}: this image has another frame table of it than what is in use, so one of the images"
-        f" is not what it says: unmount or remove the others ({', '.join(others) or 'none is known'}), or this one"
+        f" is not what it says: unmount or remove the others ({names}), or this one"
     )
 
 
@@ -253,7 +256,7 @@ def store_table(layout: Layout, form: Form, table: FrameTable, *, over: bool = T
 def bind_object(directory: Path, table: FrameTable, tmp: Path) -> None:
     """cachefiles: note by which frame table the kernel's cache file of an object is filled; FrameTableError if that was
     another one, for what the kernel has of it cannot be taken back while it is opened."""
-    path, digest = directory / "table", Digest.of(table.encode()).hex.encode()
+    path, digest = directory / "table", table.identity.hex().encode()
     try:
         bound = path.read_bytes()
     except FileNotFoundError:

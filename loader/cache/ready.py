@@ -30,7 +30,6 @@ from loader.cache.layout import replace_file
 _HEADER = struct.Struct("<8s16sI4x32s")
 HEADER_SIZE = _HEADER.size
 _MAGIC = b"EROFSRM\x02"
-_NO_TABLE = bytes(32)
 
 
 def boot_id() -> bytes:
@@ -41,9 +40,7 @@ def boot_id() -> bytes:
 class ReadyMap:
     """One cache file's bits. Thread-safe; a bit is set by whoever wrote the frame's bytes, after they are written."""
 
-    def __init__(
-        self, directory: Path, frames: int, tmp: Path, boot: bytes | None = None, table: bytes = _NO_TABLE
-    ) -> None:
+    def __init__(self, directory: Path, frames: int, tmp: Path, boot: bytes | None = None, *, table: bytes) -> None:
         """`table` is the frame table's identity."""
         self.frames = frames
         self._table = table

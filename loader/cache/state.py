@@ -289,6 +289,10 @@ class State:
         with self._transaction() as db:
             db.execute("DELETE FROM blobs WHERE blob = ? AND form = ?", (str(blob), form.value))
 
+    def sharers(self, image: Digest, blob: Digest) -> list[ImageRecord]:
+        """The other images that are said to hold a blob."""
+        return [each for each in self.images() if each.digest != image and blob in dict(each.blobs)]
+
     def referenced(self) -> set[Digest]:
         """Blobs that some image uses."""
         with self._lock:

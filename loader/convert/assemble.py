@@ -16,7 +16,8 @@ from erofs_builder.erofs.survey import Survey, devices
 from erofs_builder.erofs.writer import write_image
 from erofs_builder.frame_list import encode_frames
 from erofs_builder.frames import FrameTable
-from erofs_builder.hints import encode_hints, find_hints
+from erofs_builder.hints import find_hints
+from erofs_builder.hints_codec import encode_hints
 from erofs_builder.layer import Layer
 from erofs_builder.model import Blob, Node
 from erofs_builder.payload import PAYLOAD_LEVEL, Form, complete_payload

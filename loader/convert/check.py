@@ -15,7 +15,7 @@ from erofs_builder.erofs.flat import decode_frame
 from erofs_builder.errors import ErofsError, IntegrityError
 from erofs_builder.fingerprint import fingerprint
 from erofs_builder.frames import BLOCK, Frame, FrameTable
-from erofs_builder.hints import decode_hints
+from erofs_builder.hints_codec import decode_hints
 from erofs_builder.model import Blob, Node
 from erofs_builder.payload import Form
 from erofs_builder.tree import walk

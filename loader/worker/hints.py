@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from erofs_builder.erofs.reader import Reader
-from erofs_builder.hints import NO_HINTS, Hints, decode_hints, find_hints
+from erofs_builder.hints import NO_HINTS, Hints, find_hints
+from erofs_builder.hints_codec import decode_hints
 from erofs_builder.payload import Payload
 
 MAX_INODES = 200_000  # above this, walking the tree costs more than the hints save

@@ -155,7 +155,7 @@ class Mounting:
         for table in tables:
             files = self._objects.files_of(form, table.blob_digest)
             if any(file.table.identity != table.identity for file in files):
-                raise another_table(table, self._others(image, table.blob_digest))
+                raise another_table(table, self._state.sharers(image.digest, table.blob_digest))
         for table in tables:
             store_table(self._layout, form, table)
 
@@ -164,7 +164,7 @@ class Mounting:
         that has another frame table of it."""
         for table in tables:
             if self._belongs_to_another(image, form, table):
-                raise another_table(table, self._others(image, table.blob_digest))
+                raise another_table(table, self._state.sharers(image.digest, table.blob_digest))
         return [self._open_blob(form, table) for table in tables]
 
     def _belongs_to_another(self, image: ImageRecord, form: Form, table: FrameTable) -> bool:
@@ -177,7 +177,8 @@ class Mounting:
             file, differs = None, has_another_table(self._layout, form, table)
         if not differs:
             return False
-        if blob_key(form, blob) in self._objects.unserved or any(each.pinned for each in self._sharers(image, blob)):
+        pinned = any(other.pinned for other in self._state.sharers(image.digest, blob))
+        if pinned or blob_key(form, blob) in self._objects.unserved:
             return True
         return file is not None and not self._gives_way(file)
 
@@ -186,14 +187,6 @@ class Mounting:
         key = (file.blob, file.form)
         used = key in self._state.mounted_blobs() or self._held[key] > 0 or not self._unused(file)
         return not used and self._release(file) > 0
-
-    def _sharers(self, image: ImageRecord, blob: Digest) -> list[ImageRecord]:
-        """The other images that are said to hold a blob."""
-        images = self._state.images()
-        return [each for each in images if each.digest != image.digest and blob in dict(each.blobs)]
-
-    def _others(self, image: ImageRecord, blob: Digest) -> list[str]:
-        return [each.name for each in self._sharers(image, blob)]
 
     def _open_blob(self, form: Form, table: FrameTable) -> CacheFile:
         """The blob's cache file, marked: before the mount, or its holes would read as they are."""

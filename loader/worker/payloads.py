@@ -61,16 +61,13 @@ class Payloads:
         image has another one: whose an OPEN is cannot be told there."""
         if self._one_table:
             for table in payload.tables:
-                if has_another_table(self._layout, form, table) and (others := self._sharers(image, table.blob_digest)):
+                others = self._state.sharers(image, table.blob_digest)
+                if others and has_another_table(self._layout, form, table):
                     raise another_table(table, others)
         for table in payload.tables:
             store_table(self._layout, form, table, over=self._one_table)
         replace_file(self._layout.payload(image, form), data, self._layout.tmp)
         self._fresh.payload = image, payload
-
-    def _sharers(self, image: Digest, blob: Digest) -> list[str]:
-        """The other images that are said to hold a blob."""
-        return [each.name for each in self._state.images() if each.digest != image and blob in dict(each.blobs)]
 
     def load(self, image: Digest, form: Form) -> tuple[Path, Payload]:
         """The stored payload and its path, checked against the digest that was recorded with it.

@@ -17,6 +17,8 @@ CHUNK = 1 << 20
 def prove(file: CacheFile) -> bool:
     """Hash the file through our own descriptor. If it is not the blob, its wrong frames are to be fetched again.
 
+    If no frame is wrong, its frame table is false, which no second look can change.
+
     Reading through a descriptor that was opened before the mark asks nobody.
     """
     if file.writer is None:
@@ -32,6 +34,10 @@ def prove(file: CacheFile) -> bool:
             for frame in file.table
             if Digest.of(os.pread(fd, frame.encoded_size, frame.encoded_offset)).raw != frame.digest
         ]
+    if not wrong:
+        file.refuted = True
+        log.error("%s is complete, but not the blob: the image that brought its frame table is not what it says", file)
+        return False
     log.error("%s is complete, but not the blob: %d frames are damaged and will be fetched again", file, len(wrong))
     file.forget(wrong)
     return False

@@ -243,18 +243,15 @@ class ReadAhead:
         """The frames behind a sequential reader, inside of the file that it reads if that is known."""
         group = hints.groups.get(frames.stop - 1)
         table, stop = file.table, frames.stop
-        found = (self._streams.pop((file, frame), None) for frame in reversed(frames))
-        stream = next(filter(None, found), None)
+        passed = [self._streams.pop((file, frame)) for frame in reversed(frames) if (file, frame) in self._streams]
         again = self._streams.pop((file, stop), None)  # the same frame again: a frame is larger than most READs
-        if stream is not None or again is None:
-            stream = stream or _Stream()
+        stream = passed[0] if passed else again or _Stream()
+        if passed or again is None:
             stream.row += 1
             stream.read += table.encoded_size_of(frames)
             if stream.row >= (2 if group else STREAM_START):
                 most = max(2 * self._link.in_flight, LEAST_LIMIT, stream.read)
                 stream.window = min(max(2 * stream.window, FIRST_WINDOW), most, self._limit)
-        else:
-            stream = again
         self._streams[file, stop] = stream
         if len(self._streams) > MAX_STREAMS:
             self._streams.popitem(last=False)

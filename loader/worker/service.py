@@ -226,7 +226,7 @@ class Service:
 
     def _complete(self, file: CacheFile) -> None:
         """A whole file needs no mark: its readers never come to us again."""
-        if file.form is Form.ENCODED and not prove(file):
+        if file.refuted or (file.form is Form.ENCODED and not prove(file)):
             return
         try:
             with self.collector.completing(file) as complete:

@@ -37,7 +37,7 @@ def open_file(root: Path, blob: SampleBlob, form: Form) -> CacheFile:
     layout.prepare()
     table = table_of(blob)
     data = prepare_blob(layout, form, table)
-    ready = ReadyMap(layout.blob(table.blob_digest, form), len(table), layout.tmp)
+    ready = ReadyMap(layout.blob(table.blob_digest, form), len(table), layout.tmp, table=table.identity)
     file = CacheFile(f"{form.value}/{table.blob_digest.hex}", form, table, ready, trusted=True)
     file.writer, file.object = BufferedWriter(os.open(data, os.O_RDWR | os.O_CLOEXEC)), 1
     return file
