@@ -37,6 +37,7 @@ _Choose = Callable[[memoryview], str | None]  # metadata to the domain that its 
 
 # The encoded form must not be mounted with the kernel's default strategy: it keeps compressed pages of its own, and a
 # page that was read through a hole stays bad after the hole was filled.
+MOMENT = 1.0  # seconds
 PATIENCE = 30.0  # seconds until the keeper has said what is open
 OPTIONS = {Form.ENCODED: ["cache_strategy=disabled"], Form.DECODED: []}
 
@@ -183,10 +184,17 @@ class Mounting:
         return file is not None and not self._gives_way(file)
 
     def _gives_way(self, file: CacheFile) -> bool:
-        """Release a file that is open, and that nobody uses; whether it was."""
+        """Release a file that is open, and that nobody uses; whether it was. The kernel itself may use it for a moment,
+        for writeback or the end of an unmount."""
         key = (file.blob, file.form)
-        used = key in self._state.mounted_blobs() or self._held[key] > 0 or not self._unused(file)
-        return not used and self._release(file) > 0
+        if key in self._state.mounted_blobs() or self._held[key] > 0:
+            return False
+        until = time.monotonic() + MOMENT
+        while not self._unused(file):
+            if time.monotonic() > until:
+                return False
+            time.sleep(MOMENT / 20)
+        return self._release(file) > 0
 
     def _open_blob(self, form: Form, table: FrameTable) -> CacheFile:
         """The blob's cache file, marked: before the mount, or its holes would read as they are."""
