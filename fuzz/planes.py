@@ -105,7 +105,9 @@ def plane(data: bytes) -> None:
         writers={number: number for number in range(3)}, _by_inode={(0, number): number for number in range(3)},
         _presence={}, _journal=_journal, _readers=_readers,
         # As if none of them were plain. tests/test_keeper_events.py holds the C that sees to those against this.
-        _events=SimpleNamespace(take=lambda *_: events, allow=lambda *_: None, know=lambda *_: None),
+        _events=SimpleNamespace(
+            take=lambda *_: events, allow=lambda *_: None, know=lambda *_: None, repeats=lambda: None
+        ),
     )  # fmt: skip
     api = SimpleNamespace(
         Q_OVERFLOW=Q_OVERFLOW,

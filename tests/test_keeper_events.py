@@ -31,7 +31,7 @@ from loader.keeper.fdstore import FdStore
 from loader.keeper.plane_fanotify import FanotifyPlane
 from loader.keeper.presence import BLOCK, Presence
 from loader.keeper.protocol import Kind, Request, pack_request
-from loader.keeper.requests import Pending, Present, RequestTable
+from loader.keeper.requests import Pending, Present, Repeats, RequestTable
 from loader.keeper.state import State
 
 SIZE = 64 * BLOCK - 100  # what frames cover of a file; it is a block longer
@@ -110,7 +110,12 @@ class Side:
         if said and name in self.bitmaps and block * BLOCK < SIZE:
             self.bitmaps[name].set(block * BLOCK, min(count * BLOCK, SIZE - block * BLOCK))
 
-    def read(self, events: Sequence[Asked]) -> list[Pending | Present]:
+    def know(self, name: str, block: int, count: int) -> None:
+        """The worker knows that to be read."""
+        if name in self.bitmaps and block * BLOCK < SIZE:
+            self.bitmaps[name].know(block * BLOCK, min(count * BLOCK, SIZE - block * BLOCK))
+
+    def read(self, events: Sequence[Asked]) -> list[Pending | Present | Repeats]:
         """What the plane makes of events that come at once."""
         data = b""
         for event in events:
@@ -125,9 +130,14 @@ class Side:
         found = self.read(events)
         self._collect()
         self.check_sent(found)
-        return [self._plain(each) for each in found]
+        repeats = [each for each in found if isinstance(each, Repeats)]
+        counted = ("repeats", sum(each.number for each in repeats), sum(each.length for each in repeats))
+        return [
+            *(self._plain(each) for each in found if not isinstance(each, Repeats)),
+            *([counted] if repeats else []),
+        ]
 
-    def check_sent(self, found: Sequence[Pending | Present]) -> None:
+    def check_sent(self, found: Sequence[Pending | Present | Repeats]) -> None:
         """The worker was asked for those that say so: the first ones."""
         got = []
         with contextlib.suppress(BlockingIOError):
@@ -211,7 +221,7 @@ EVENTS = st.builds(
 )
 STEPS = st.one_of(
     st.lists(EVENTS, min_size=1, max_size=6),
-    st.tuples(st.sampled_from(NAMES), BLOCKS, st.integers(1, 8), st.booleans()),
+    st.tuples(st.sampled_from(NAMES), BLOCKS, st.integers(1, 8), st.sampled_from(("filled", "said", "known"))),
     st.tuples(st.integers(0, 5), st.sampled_from((0, 0, 0, 5))),
 )
 
@@ -224,9 +234,12 @@ def test_the_same_becomes_of_all_events(steps: list[Any]) -> None:
             if isinstance(step, list):
                 assert quick.come(step) == plain.come(step)
             elif len(step) == 4:
-                name, block, count, said = step
+                name, block, count, what = step
                 for side in (quick, plain):
-                    side.fill(name, block, count, said=said)
+                    if what == "known":
+                        side.know(name, block, count)
+                    else:
+                        side.fill(name, block, count, said=what == "said")
             else:
                 for side in (quick, plain):
                     side.answer(*step)
@@ -250,6 +263,25 @@ def test_what_is_there_is_answered_and_what_is_not_is_sent() -> None:
         with mock.patch.object(side.plane, "_hole_in", side_effect=AssertionError):
             side.answer(0, 0)
         assert side.plane.counters["allowed"] == 4
+
+
+def test_what_is_known_to_be_read_is_only_counted() -> None:
+    with both() as (side, _):
+        side.fill("one", 0, 4, said=True)
+        side.come([Asked("one", 0, 4 * BLOCK, 77)])
+        side.know("one", 0, 4)
+        side.know("one", 8, 1)
+        again, missing = Asked("one", BLOCK, 2 * BLOCK, 77), Asked("one", 8 * BLOCK, BLOCK, 77)
+        with mock.patch.object(side.plane, "_record", side_effect=AssertionError):
+            assert side.come([again, again]) == [("repeats", 2, 4 * BLOCK)]
+            asked, counted = side.come([again, missing])  # the worker was asked at once: nothing was to be told before
+            assert counted == ("repeats", 1, 2 * BLOCK) and [pending.sent for pending in side.plane._requests] == [True]
+        assert side.plane.counters["allowed"] == side.plane.counters["present"] == 4
+        side.bitmaps["one"].forget_known()
+        assert side.come([again]) == [("present", 1, BLOCK, 2 * BLOCK)]
+        side.bitmaps["one"].clear(0, SIZE)
+        side.know("one", 0, 4)
+        assert side.come([again])[0][0] == 2  # it is to be fetched, whatever is known
 
 
 def test_a_hole_under_a_bit_is_asked_for() -> None:

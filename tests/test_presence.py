@@ -16,7 +16,7 @@ from loader.keeper import presence
 from loader.keeper.notes import MOST, Notes
 from loader.keeper.presence import BLOCK, Presence
 from loader.keeper.protocol import Kind, Request, unpack
-from loader.keeper.requests import Present
+from loader.keeper.requests import Present, Repeats
 from tests.support.cache_files import open_file, sample
 
 BLOCKS = 100
@@ -30,20 +30,32 @@ def _pair(size: int = BLOCKS * BLOCK) -> tuple[Presence, Presence]:
         os.close(fd)
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, BLOCKS - 1), st.integers(1, BLOCKS)), max_size=12))
-def test_it_is_a_set_of_blocks(changes: list[tuple[bool, int, int]]) -> None:
+CHANGES = st.sampled_from(("set", "clear", "know", "forget"))
+
+
+@given(st.lists(st.tuples(CHANGES, st.integers(0, BLOCKS - 1), st.integers(1, BLOCKS)), max_size=12))
+def test_they_are_two_sets_of_blocks(changes: list[tuple[str, int, int]]) -> None:
     reader, writer = _pair()
     expected: set[int] = set()
-    for present, first, count in changes:
+    known: set[int] = set()
+    for change, first, count in changes:
         blocks = range(first, min(first + count, BLOCKS))
-        if present:
+        if change == "set":
             writer.set(first * BLOCK, len(blocks) * BLOCK)
             expected |= set(blocks)
+        elif change == "know":
+            writer.know(first * BLOCK, len(blocks) * BLOCK)
+            known |= set(blocks)
+        elif change == "forget":
+            writer.forget_known()
+            known = set()
         else:
             writer.clear(first * BLOCK, len(blocks) * BLOCK)
             expected -= set(blocks)
     for block in range(BLOCKS):
         assert reader.has(block * BLOCK, BLOCK) == reader.has(block * BLOCK + 17, 1) == (block in expected)
+        assert reader.knows(block * BLOCK, BLOCK) == reader.knows(block * BLOCK + 17, 1) == (block in known)
+    assert not reader.has(0, 9 * BLOCKS * BLOCK) and not reader.knows(0, 9 * BLOCKS * BLOCK)
     for start in range(0, BLOCKS, 7):
         end = min(start + 9, BLOCKS)
         assert reader.has(start * BLOCK + 1, (end - start) * BLOCK - 1) == (set(range(start, end)) <= expected)
@@ -78,6 +90,31 @@ def test_a_reader_that_goes_on_makes_few_notes() -> None:
     first = [request for request in requests if request.object == 1]
     assert len(first) <= 4 + 1000 * BLOCK // MOST
     assert all(one.offset + one.length == other.offset for one, other in pairwise(first))
+
+
+def test_what_need_not_be_told_is_counted_once_and_in_nobodys_way() -> None:
+    notes = Notes()
+    notes.repeat(Repeats(3, 3 * BLOCK))
+    assert notes.waits and not notes.held and notes.add(Present(1, 0, BLOCK)) and not notes.take()
+    notes.repeat(Repeats(2, BLOCK))
+    assert list(map(unpack, notes.take_all())) == [(Kind.REPEATS, Request(5, 0, 0, 4 * BLOCK))]
+    assert not notes.waits and not notes.take_all()
+
+
+def test_a_cache_file_is_heard_of_for_what_was_not_read_lately(tmp_path: Path) -> None:
+    file = open_file(tmp_path, sample(40), Form.DECODED)
+    reader, writer = _pair(file.size)
+    file.touch(range(3))  # nobody to tell
+    file.share(writer)
+    file.touch(range(4, 7))
+    file.touch(range(0))
+    assert [n for n in range(40) if reader.knows(*file.place(file.table[n]))] == [4, 5, 6]
+    file.listen()
+    assert not any(reader.knows(*file.place(file.table[n])) for n in range(40))
+    file.detach()
+    file.touch(range(3))
+    file.listen()
+    reader.close()
 
 
 @pytest.mark.parametrize("form", list(Form))

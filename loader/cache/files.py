@@ -53,6 +53,7 @@ class CacheFile:
         self.used = array("I", bytes(4 * len(table)))  # by frame: when it was read last, in seconds since the epoch
         self._presence: Presence | None = None  # what the keeper sees of `ready`
         self._presence_lock = threading.Lock()
+        self._known = False  # whether the keeper was told of frames that are read
 
     @property
     def blob(self) -> Digest:
@@ -71,10 +72,24 @@ class CacheFile:
         return self.key
 
     def touch(self, frames: range) -> None:
-        """A reader asked for these frames just now."""
+        """A reader asked for these frames just now: for a while we need not hear of others who do."""
         now = int(time.time())
         for frame in frames:
             self.used[frame] = now
+        if self._presence is not None and frames:
+            begin, end = self.place(self.table[frames.start])[0], sum(self.place(self.table[frames.stop - 1]))
+            with self._presence_lock:
+                if self._presence is not None:
+                    self._presence.know(begin, end - begin)
+                    self._known = True
+
+    def listen(self) -> None:
+        """The while is over: who reads frames is to be heard of again."""
+        if self._known:
+            with self._presence_lock:
+                self._known = False
+                if self._presence is not None:
+                    self._presence.forget_known()
 
     def covering(self, offset: int, length: int) -> range:
         """Frames under [offset, offset + length) of this file."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from fanotify.wire import Event, parse_events
 from loader.keeper._events import ffi, lib
 from loader.keeper.presence import Presence
+from loader.keeper.requests import Repeats
 
 Inode = tuple[int, int]  # device, number
 _EVENT = 48  # bytes of one with its range
@@ -45,13 +46,13 @@ class Events:
         self._buffer = bytearray(_EVENT * _MOST)
         self._room = ffi.from_buffer(self._buffer)
         self._events = ffi.new("struct eod_event[]", _MOST)
-        self._rest = ffi.new("uint32_t[2]")
+        self._rest = ffi.new("struct eod_rest *")
         self._bitmaps: dict[Inode, Any] = {}
 
     def put(self, inode: Inode, object_id: int, size: int, writer: int, presence: Presence | None) -> None:
         """Make an object known, or change what is."""
         bitmap = ffi.from_buffer(presence.memory) if presence is not None else None
-        args = (bitmap, len(bitmap)) if bitmap is not None else (ffi.NULL, 0)
+        args = (bitmap, len(bitmap) // 2) if bitmap is not None else (ffi.NULL, 0)
         if lib.eod_plane_put(self._plane, *inode, object_id, size, writer, *args):
             raise MemoryError
         self._bitmaps[inode] = bitmap
@@ -67,7 +68,8 @@ class Events:
             lib.eod_plane_reader(self._plane, thread, slot)
 
     def take(self, worker: int, first: int) -> Iterator[Seen | Event]:
-        """See to what waits: in the order of the events, those that were seen to, and those that were not.
+        """See to what waits: in the order of the events, those that were seen to, and those that were not. Answered
+        READs that the worker need not be told of are left out (`repeats`).
 
         Requests have the numbers from `first` on in this order; once journaled they are sent to `worker`, a socket,
         unless that is negative, or something comes before them that is not. OSError as read(2) of the group;
@@ -86,9 +88,18 @@ class Events:
                     event.object, event.offset, event.length, event.fd, event.pid,
                     kind == lib.EOD_PRESENT, kind == lib.EOD_SENT, event.failed,
                 )  # fmt: skip
-        begin, end = self._rest
+        begin, end = self._rest.begin, self._rest.end
         if begin < end:
             yield from parse_events(bytes(self._buffer[begin:end]))
+
+    def repeats(self) -> Repeats | None:
+        """What was left out since this was asked last, if anything was."""
+        rest = self._rest
+        if not rest.repeats:
+            return None
+        found = Repeats(rest.repeats, rest.repeated)
+        rest.repeats = rest.repeated = 0
+        return found
 
     def allow(self, fd: int, writer: int, thread: int, object_id: int, offset: int, length: int) -> int | None:
         """Answer a journaled event with yes; the errno with which the kernel refused that, or 0.

@@ -31,7 +31,7 @@ from loader.keeper.nursery import Nursery
 from loader.keeper.plane_cachefiles import CachefilesPlane
 from loader.keeper.plane_fanotify import FanotifyPlane
 from loader.keeper.protocol import Answer, Kind, Request, pack_json, pack_request, unpack, unpack_answer
-from loader.keeper.requests import Pending, Present, RequestTable
+from loader.keeper.requests import Pending, Present, Repeats, RequestTable
 from loader.keeper.state import State
 from loader.keeper.workers import Backoff, Worker
 
@@ -87,11 +87,11 @@ class Keeper:
             self._tend_workers()
             if self.leaving is not None and self.leaving.done:
                 return 0
-            events = self._selector.select(HELD if self._notes.held else _TICK)
+            events = self._selector.select(HELD if self._notes.waits else _TICK)
             for key, _ in events:
                 key.data()
             if not events:
-                self._send_notes()
+                self._send_all_notes()
             self._tick()
 
     def watch_supervisor(self, pidfd: int, orphaned: Callable[[], None]) -> None:
@@ -112,6 +112,8 @@ class Keeper:
             if isinstance(found, Present):
                 for packet in self._notes.add(found):
                     self._send(packet)
+            elif isinstance(found, Repeats):
+                self._notes.repeat(found)
             elif not isinstance(found, Pending):
                 self._send(pack_json(Kind.CLOSED, {"object": found.id}))
             elif self.leaving is not None and self.leaving.refuses:
@@ -142,6 +144,10 @@ class Keeper:
 
     def _send_notes(self) -> None:
         for packet in self._notes.take():
+            self._send(packet)
+
+    def _send_all_notes(self) -> None:
+        for packet in self._notes.take_all():
             self._send(packet)
 
     def fail_all(self) -> None:
@@ -323,6 +329,7 @@ class Keeper:
             log.error("deadline: %s", pending.describe())
             self.plane.answer(pending, errno.EIO)
         self._watch_worker(now)
+        self._send_all_notes()
         if isinstance(self.plane, FanotifyPlane):
             self.plane.drop_unlinked()
         if self.state.unsaved:

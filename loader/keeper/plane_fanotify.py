@@ -22,7 +22,7 @@ from loader.keeper.fdstore import FdStore
 from loader.keeper.journal import CAPACITY, Entry, Journal
 from loader.keeper.presence import Presence, create
 from loader.keeper.readers import Readers
-from loader.keeper.requests import Pending, Present, RequestTable
+from loader.keeper.requests import Pending, Present, Repeats, RequestTable
 from loader.keeper.state import Object, State
 
 log = logging.getLogger(__name__)
@@ -198,8 +198,8 @@ class FanotifyPlane:
 
     # Events
 
-    def read(self, worker: int = -1) -> Iterator[Pending | Present]:
-        """The new requests. Events that need no worker are answered here; of some of them it is told.
+    def read(self, worker: int = -1) -> Iterator[Pending | Present | Repeats]:
+        """The new requests. Events that need no worker are answered here; of some of them it is told, others it counts.
 
         With `worker`, its socket, most are sent as soon as they are journaled. ValueError: what came is malformed, and
         only another keeper can answer it (`_deny_unjournaled`). It finds what came before in the journal.
@@ -213,6 +213,11 @@ class FanotifyPlane:
             return
         found = [self._note(event) if isinstance(event, Seen) else self._record(event) for event in seen]
         yield from (each for each in found if each is not None)
+        if repeats := self._events.repeats():
+            self.counters.update(
+                {name: self.counters[name] + repeats.number for name in ("events", "present", "allowed")}
+            )
+            yield repeats
 
     def _note(self, event: Seen) -> Pending | Present:
         """What was done about an event that is seen to."""
@@ -274,7 +279,7 @@ class FanotifyPlane:
         if not self._respond(fd, 0) and before is not None:
             self._readers.let_through(thread, *before)
 
-    def _record(self, event: fanotify.Event) -> Pending | Present | None:
+    def _record(self, event: fanotify.Event) -> Pending | Present | Repeats | None:
         """Journal an event, or answer it when it need not or cannot be asked of a worker."""
         self.counters["events"] += 1
         if event.mask & fanotify.Q_OVERFLOW:
@@ -291,6 +296,8 @@ class FanotifyPlane:
             if length > 0 and self._is_present(object_id, offset, length):
                 self._let_through(event.fd, event.pid, object_id, offset, length)
                 self.counters["present"] += 1
+                if self._presence[object_id].knows(offset, length):
+                    return Repeats(1, length)
                 return Present(object_id, offset, length)
             if length > 0:
                 self._journal.add(Entry(event.fd, object_id, offset, length, event.pid))

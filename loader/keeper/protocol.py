@@ -13,6 +13,8 @@ nothing but its own memory. A packet is a kind byte and then a fixed struct (hot
                target, plane, source, fsid and domain_id; one that was fenced, and is gone, a reason too
       PRESENT  the kernel wanted this range, and the keeper has answered already: all of it is there. As a REQUEST, with
                the number of READs as its number, that gets no ANSWER; for the guesses and the records of the worker
+      REPEATS  the same for all READs since the last REPEATS that the worker need not be told of one by one, for it knew
+               those blocks to be read (presence.py): their number, and their bytes as its length
       REQUEST  the kernel wants [offset, offset + length) of an object (in bytes of its form; length is clipped to the
                file and never 0)
       OPEN     {"id", "object", "volume", "cookie"}, with the writer descriptor: cachefiles: the kernel opens an object:
@@ -71,6 +73,7 @@ class Kind(IntEnum):
     PING = 7
     HELD = 8
     PRESENT = 9
+    REPEATS = 10
     ANSWER = 16
     OPENED = 17
     CALL = 18
@@ -128,6 +131,10 @@ def pack_present(count: int, object_id: int, offset: int, length: int) -> bytes:
     return _REQUEST.pack(Kind.PRESENT, count, object_id, offset, length)
 
 
+def pack_repeats(count: int, length: int) -> bytes:
+    return _REQUEST.pack(Kind.REPEATS, count, 0, 0, length)
+
+
 def pack_answer(answer: Answer) -> bytes:
     return _ANSWER.pack(Kind.ANSWER, *answer)
 
@@ -157,7 +164,7 @@ def unpack(packet: bytes) -> tuple[Kind, Request | Answer | dict[str, Any]]:
     """A packet's kind and body; ValueError on a malformed one."""
     try:
         kind = Kind(packet[0])
-        if kind in (Kind.REQUEST, Kind.PRESENT):
+        if kind in (Kind.REQUEST, Kind.PRESENT, Kind.REPEATS):
             return kind, Request(*_REQUEST.unpack(packet)[1:])
         if kind is Kind.ANSWER:
             return kind, Answer(*_ANSWER.unpack(packet)[1:])

@@ -46,6 +46,13 @@ class Present(NamedTuple):
     length: int
 
 
+class Repeats(NamedTuple):
+    """READs of what the worker knows to be read, answered at once: how many, and their bytes."""
+
+    number: int
+    length: int
+
+
 class RequestTable:
     """Unanswered requests by number, oldest first. A number is never used twice by one keeper."""
 

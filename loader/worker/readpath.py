@@ -91,6 +91,11 @@ class ReadPath:
         file = item.file if item is not None else None
         self._expect(file, file.covering(request.offset, request.length) if file else range(0), request, request.id)
 
+    def repeated(self, request: Request) -> None:
+        """READs of what we knew to be read, which the keeper has answered and says no more of."""
+        self._counters.add("requests_ready", request.id)
+        self._count(request, request.id)
+
     def _blob(self, request: Request, file: CacheFile) -> None:
         frames = file.covering(request.offset, request.length)
         started = time.monotonic()

@@ -56,6 +56,7 @@ log = logging.getLogger(__name__)
 # window would make a second request for the bit.
 RANGE_LIMITS = (4 << 20, 16 << 20, 8 << 20)
 EXPIRE_INTERVAL = 0.25  # seconds
+LISTEN_INTERVAL = 1.0  # seconds for which READs of what was just read are not heard of
 CHECKPOINT_INTERVAL = 5.0
 
 
@@ -155,6 +156,8 @@ class Service:
             self.readpath.request(body)
         elif kind is Kind.PRESENT and isinstance(body, Request):
             self.readpath.seen(body)
+        elif kind is Kind.REPEATS and isinstance(body, Request):
+            self.readpath.repeated(body)
         elif kind is Kind.OBJECT and fd is not None:
             self.objects.add_from_keeper(body, fd)
         elif kind is Kind.OPEN and fd is not None:
@@ -194,10 +197,15 @@ class Service:
             log.exception("the mounts on record could not be checked")
 
     def _expire(self) -> None:
+        listened = time.monotonic()
         while not self._stopped.wait(EXPIRE_INTERVAL):
             if expired := self.flights.expire():
                 self.counters.add("requests_expired", expired)
             self.collector.watch()
+            if (now := time.monotonic()) >= listened + LISTEN_INTERVAL:
+                listened = now
+                for file in self.objects.files():
+                    file.listen()
 
     def _housekeep(self) -> None:
         while not self._stopped.wait(CHECKPOINT_INTERVAL):

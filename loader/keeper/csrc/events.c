@@ -21,7 +21,7 @@ struct slot { /* of both tables; the journal's begins with object + 1, the reade
 
 struct object {
 	uint64_t device, inode, object, size, bytes;
-	const uint8_t *present;
+	const uint8_t *present, *known;
 	int writer;
 	uint8_t used;
 };
@@ -106,7 +106,7 @@ static int grow(struct eod_plane *plane)
 }
 
 int eod_plane_put(struct eod_plane *plane, uint64_t device, uint64_t inode, uint64_t object, uint64_t size, int writer,
-		  const uint8_t *present, uint64_t bytes)
+		  const uint8_t *bitmaps, uint64_t bytes)
 {
 	struct object *found = place(plane, device, inode);
 
@@ -120,7 +120,8 @@ int eod_plane_put(struct eod_plane *plane, uint64_t device, uint64_t inode, uint
 	}
 	*found = (struct object){
 		.device = device, .inode = inode, .object = object, .size = size,
-		.bytes = present ? bytes : 0, .present = present, .writer = writer, .used = 1,
+		.bytes = bitmaps ? bytes : 0, .present = bitmaps, .known = bitmaps ? bitmaps + bytes : NULL,
+		.writer = writer, .used = 1,
 	};
 	return 0;
 }
@@ -165,14 +166,15 @@ static struct slot *reader(const struct eod_plane *plane, uint32_t thread)
 
 /* Events */
 
-static int is_present(const struct object *object, uint64_t offset, uint64_t length)
+/* Whether all blocks of a range are in a bitmap of so many bytes. */
+static int all(const uint8_t *bitmap, uint64_t bytes, uint64_t offset, uint64_t length)
 {
 	const uint64_t first = offset / EOD_BLOCK, last = (offset + length - 1) / EOD_BLOCK;
 
-	if (last >> 3 >= object->bytes)
+	if (last >> 3 >= bytes)
 		return 0;
 	for (uint64_t at = first; at <= last; at++)
-		if (!(__atomic_load_n(&object->present[at >> 3], __ATOMIC_ACQUIRE) >> (at & 7) & 1))
+		if (!(__atomic_load_n(&bitmap[at >> 3], __ATOMIC_ACQUIRE) >> (at & 7) & 1))
 			return 0;
 	return 1;
 }
@@ -253,7 +255,7 @@ static enum eod_kind see_to(struct eod_plane *plane, struct eod_event *event)
 	if (!object->used || !event->length || event->offset >= object->size)
 		return EOD_OTHER;
 	length = object->size - event->offset < event->length ? object->size - event->offset : event->length;
-	if (is_present(object, event->offset, length)) {
+	if (all(object->present, object->bytes, event->offset, length)) {
 		int hole = has_hole(object->writer, event->offset, length);
 
 		if (hole < 0)
@@ -265,7 +267,7 @@ static enum eod_kind see_to(struct eod_plane *plane, struct eod_event *event)
 			event->object = object->object;
 			event->length = length;
 			event->failed = allow(plane, event->fd, read, event->object, event->offset, length);
-			return EOD_PRESENT;
+			return !event->failed && all(object->known, object->bytes, event->offset, length) ? EOD_REPEAT : EOD_PRESENT;
 		}
 	}
 	event->object = object->object;
@@ -275,7 +277,7 @@ static enum eod_kind see_to(struct eod_plane *plane, struct eod_event *event)
 }
 
 int eod_plane_take(struct eod_plane *plane, int worker, uint64_t first, uint8_t *buffer, size_t room,
-		   struct eod_event *events, uint32_t *rest)
+		   struct eod_event *events, struct eod_rest *rest)
 {
 	const ssize_t have = read(plane->group, buffer, room);
 	size_t at = 0;
@@ -283,7 +285,7 @@ int eod_plane_take(struct eod_plane *plane, int worker, uint64_t first, uint8_t 
 
 	if (have < 0)
 		return -errno;
-	for (; (size_t)have - at >= sizeof(struct range_event); at += sizeof(struct range_event), count++) {
+	for (; (size_t)have - at >= sizeof(struct range_event); at += sizeof(struct range_event)) {
 		struct eod_event *event = &events[count];
 		struct range_event plain;
 
@@ -295,12 +297,18 @@ int eod_plane_take(struct eod_plane *plane, int worker, uint64_t first, uint8_t 
 			.fd = plain.event.fd, .pid = plain.event.pid,
 		};
 		event->kind = see_to(plane, event);
+		if (event->kind == EOD_REPEAT) {
+			rest->repeats++;
+			rest->repeated += event->length;
+			continue;
+		}
 		sends = sends && event->kind == EOD_PENDING;
 		if (sends && (sends = ask(worker, first + (uint64_t)count, event)))
 			event->kind = EOD_SENT;
+		count++;
 	}
-	rest[0] = (uint32_t)at;
-	rest[1] = (uint32_t)have;
+	rest->begin = (uint32_t)at;
+	rest->end = (uint32_t)have;
 	return count;
 }
 

@@ -20,6 +20,7 @@ enum eod_kind {
 	EOD_PRESENT, /* all of it is there: answered, and its descriptor closed */
 	EOD_PENDING, /* journaled */
 	EOD_SENT,    /* and the worker was asked */
+	EOD_REPEAT,  /* as EOD_PRESENT, and the worker knows it to be read: only counted */
 };
 
 /* `offset` and `length` are of the event for EOD_OTHER, else clipped to what frames cover. `failed`: 0, or the errno
@@ -29,15 +30,22 @@ struct eod_event {
 	int32_t fd, pid, kind, failed;
 };
 
+/* Where the first event lies that is not of the plain shape, and where the last one ends. Added up: events that were
+ * EOD_REPEAT, and their bytes. */
+struct eod_rest {
+	uint32_t begin, end;
+	uint64_t repeats, repeated;
+};
+
 struct eod_plane;
 
 /* `journal` and `readers` are the maps of these, as journal.py and readers.py lay them out. NULL: no memory. */
 struct eod_plane *eod_plane_new(int group, uint8_t *journal, uint8_t *readers);
 void eod_plane_free(struct eod_plane *plane);
 
-/* Make an object known, or change it; `present` is its bitmap (presence.py) of `bytes`, or NULL. -1: no memory. */
+/* Make an object known, or change it; `bitmaps` are its two (presence.py) of `bytes` each, or NULL. -1: no memory. */
 int eod_plane_put(struct eod_plane *plane, uint64_t device, uint64_t inode, uint64_t object, uint64_t size, int writer,
-		  const uint8_t *present, uint64_t bytes);
+		  const uint8_t *bitmaps, uint64_t bytes);
 void eod_plane_drop(struct eod_plane *plane, uint64_t device, uint64_t inode);
 
 /* Say in which slot of the readers' table a thread has its last read. */
@@ -46,10 +54,9 @@ void eod_plane_reader(struct eod_plane *plane, uint32_t thread, uint32_t slot);
 /* Read what events wait into `buffer`, and see to them in their order. Requests get numbers from `first` on, and once
  * journaled go to `worker`, a socket, unless it is negative, or something that comes before them is left to Python.
  *
- * The number of `events` (of which there must be room / 48), and in `rest` where the first event lies that is not of
- * the plain shape, and where the last one ends; -errno if nothing could be read. */
+ * The number of `events` (of which there must be room / 48), without the repeats; -errno if nothing could be read. */
 int eod_plane_take(struct eod_plane *plane, int worker, uint64_t first, uint8_t *buffer, size_t room,
-		   struct eod_event *events, uint32_t *rest);
+		   struct eod_event *events, struct eod_rest *rest);
 
 /* Allow a journaled event, unless the file has a hole there: 1, or something is odd: 2 (nothing was done then); 0, or
  * -errno with which the kernel refused. */
