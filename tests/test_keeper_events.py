@@ -7,6 +7,7 @@ import gc
 import itertools
 import mmap
 import os
+import select
 import socket
 import struct
 import tempfile
@@ -42,7 +43,7 @@ THREADS = (1, 77, 77 + 8192, 4194304)  # two of which share a place in the C's m
 class Twin(Events):
     """Sees to nothing: all is left to Python."""
 
-    def take(self, worker: int, first: int) -> Iterator[Seen | Event]:
+    def take(self, worker: int, first: int, epoll: int = -1) -> Iterator[Seen | Event]:
         yield from parse_events(os.read(self.group, 1 << 16))
 
     def allow(self, fd: int, writer: int, thread: int, object_id: int, offset: int, length: int) -> int | None:
@@ -117,13 +118,16 @@ class Side:
 
     def read(self, events: Sequence[Asked]) -> list[Pending | Present | Repeats]:
         """What the plane makes of events that come at once."""
+        self.send(events)
+        return list(self.plane.read(self.to_worker))
+
+    def send(self, events: Sequence[Asked]) -> None:
         data = b""
         for event in events:
             fd = os.open(self.files[event.name], os.O_RDONLY)
             self.numbers[fd] = next(self._count)
             data += event.encode(fd)
         self.kernel.send(data)
-        return list(self.plane.read(self.to_worker))
 
     def come(self, events: Sequence[Asked]) -> list[tuple[Any, ...]]:
         """The same in numbers that both sides share, once everybody has got what was for him."""
@@ -282,6 +286,68 @@ def test_what_is_known_to_be_read_is_only_counted() -> None:
         side.bitmaps["one"].clear(0, SIZE)
         side.know("one", 0, 4)
         assert side.come([again])[0][0] == 2  # it is to be fetched, whatever is known
+
+
+def test_while_only_repeats_come_nobody_is_called() -> None:
+    """Until something else waits, or nothing comes for a moment."""
+    with both() as (side, _), select.epoll() as epoll:
+        epoll.register(side.plane.group, select.EPOLLIN)
+        again = _repeat(side)
+        for _ in range(3):
+            side.send([again])
+        assert _numbers(side, epoll) == [3]
+        side.send([again])
+        side.send([again, Asked("one", 8 * BLOCK, BLOCK, 77)])
+        side.send([again])
+        assert _numbers(side, epoll) == ["Pending", 2]
+        other, end = socket.socketpair()
+        epoll.register(other, select.EPOLLIN)
+        end.send(b"x")
+        side.send([again])
+        assert _numbers(side, epoll) == [1]  # one of the two that wait by then
+        assert _numbers(side, epoll) == [1]
+        assert _numbers(side, epoll) == []
+        other.close()
+        end.close()
+
+
+def test_the_clock_is_looked_at_however_many_repeats_come() -> None:
+    with both() as (side, _), select.epoll() as epoll:
+        epoll.register(side.plane.group, select.EPOLLIN)
+        again, stopped = _repeat(side), threading.Event()
+        side.send([again])
+        feeder = threading.Thread(target=_feed, args=(side, again, stopped))
+        feeder.start()
+        begun = time.monotonic()
+        (repeats,) = side.plane.read(side.to_worker, epoll.fileno())
+        seconds = time.monotonic() - begun
+        stopped.set()
+        feeder.join()
+        assert isinstance(repeats, Repeats) and repeats.number > 3 and 0.1 < seconds < 5
+        list(side.plane.read(side.to_worker, epoll.fileno()))
+        side.numbers.clear()
+
+
+def _repeat(side: Side) -> Asked:
+    """An event of what is there, by a thread that is known, and known to be read."""
+    side.fill("one", 0, 4, said=True)
+    side.come([Asked("one", 0, 4 * BLOCK, 77)])
+    side.know("one", 0, 4)
+    return Asked("one", BLOCK, 2 * BLOCK, 77)
+
+
+def _numbers(side: Side, epoll: select.epoll) -> list[str | int]:
+    found = list(side.plane.read(side.to_worker, epoll.fileno()))
+    side._collect()
+    return [each.number if isinstance(each, Repeats) else type(each).__name__ for each in found]
+
+
+def _feed(side: Side, event: Asked, stopped: threading.Event) -> None:
+    while not stopped.is_set():
+        side.kernel.send(event.encode(os.open(side.files[event.name], os.O_RDONLY)))
+        with contextlib.suppress(BlockingIOError):
+            side.kernel.recv(64)
+        time.sleep(0.0002)
 
 
 def test_a_hole_under_a_bit_is_asked_for() -> None:

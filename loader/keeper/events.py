@@ -67,15 +67,18 @@ class Events:
         if thread > 0:
             lib.eod_plane_reader(self._plane, thread, slot)
 
-    def take(self, worker: int, first: int) -> Iterator[Seen | Event]:
+    def take(self, worker: int, first: int, epoll: int = -1) -> Iterator[Seen | Event]:
         """See to what waits: in the order of the events, those that were seen to, and those that were not. Answered
         READs that the worker need not be told of are left out (`repeats`).
 
         Requests have the numbers from `first` on in this order; once journaled they are sent to `worker`, a socket,
-        unless that is negative, or something comes before them that is not. OSError as read(2) of the group;
+        unless that is negative, or something comes before them that is not. While nothing comes but what is left out,
+        and nothing else that `epoll` waits for, it waits for more. OSError as read(2) of the group;
         ValueError: malformed, of which nothing can be answered.
         """
-        count = lib.eod_plane_take(self._plane, worker, first, self._room, len(self._buffer), self._events, self._rest)
+        count = lib.eod_plane_take(
+            self._plane, worker, epoll, first, self._room, len(self._buffer), self._events, self._rest
+        )
         if count < 0:
             raise OSError(-count, os.strerror(-count))
         for index in range(count):

@@ -70,7 +70,7 @@ class Keeper:
         self._notes = Notes()
         self._backoff = Backoff()
         self._start_at = self._standby_at = self._tick_at = 0.0
-        self._selector = selectors.DefaultSelector()
+        self._selector = selectors.EpollSelector()
         self.nursery = Nursery(config, self.control, self._selector)
         self._register(self.plane.fileno(), self._on_kernel)
         self._register(self.background.wake, self.background.finish)
@@ -108,7 +108,8 @@ class Keeper:
     # The kernel
 
     def _on_kernel(self) -> None:
-        for found in self.plane.read(self._listening()):
+        epoll = self._selector.fileno() if self.leaving is None else -1
+        for found in self.plane.read(self._listening(), epoll):
             if isinstance(found, Present):
                 for packet in self._notes.add(found):
                     self._send(packet)

@@ -81,7 +81,7 @@ class CachefilesPlane:
 
     # Messages
 
-    def read(self, worker: int = -1) -> Iterator[Pending | Object]:
+    def read(self, worker: int = -1, epoll: int = -1) -> Iterator[Pending | Object]:
         """New requests, and objects that the kernel closed. `worker` is of use for the other plane."""
         for _ in range(_BATCH):
             try:

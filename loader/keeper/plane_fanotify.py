@@ -198,16 +198,18 @@ class FanotifyPlane:
 
     # Events
 
-    def read(self, worker: int = -1) -> Iterator[Pending | Present | Repeats]:
-        """The new requests. Events that need no worker are answered here; of some of them it is told, others it counts.
+    def read(self, worker: int = -1, epoll: int = -1) -> Iterator[Pending | Present | Repeats]:
+        """The new requests. Events that need no worker are answered here; it is told of some, others are counted.
 
-        With `worker`, its socket, most are sent as soon as they are journaled. ValueError: what came is malformed, and
-        only another keeper can answer it (`_deny_unjournaled`). It finds what came before in the journal.
+        With `worker`, its socket, most are sent as soon as they are journaled. With `epoll`, which waits for the group
+        and all else, it goes on while there is nothing but events to count, a quarter of a second at most. ValueError:
+        what came is malformed, and only another keeper can answer it (`_deny_unjournaled`). It finds what came before
+        in the journal.
         """
         try:
-            seen = list(self._events.take(worker, self._requests.following))
+            seen = list(self._events.take(worker, self._requests.following, epoll))
         except BlockingIOError:
-            return
+            seen = []
         except OSError as error:  # the kernel could not hand the event over, and has denied it
             log.error("fanotify: read: %s", error)
             return

@@ -4,8 +4,10 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "kabi.h"
@@ -276,8 +278,8 @@ static enum eod_kind see_to(struct eod_plane *plane, struct eod_event *event)
 	return EOD_PENDING;
 }
 
-int eod_plane_take(struct eod_plane *plane, int worker, uint64_t first, uint8_t *buffer, size_t room,
-		   struct eod_event *events, struct eod_rest *rest)
+static int take_once(struct eod_plane *plane, int worker, uint64_t first, uint8_t *buffer, size_t room,
+		     struct eod_event *events, struct eod_rest *rest)
 {
 	const ssize_t have = read(plane->group, buffer, room);
 	size_t at = 0;
@@ -309,6 +311,35 @@ int eod_plane_take(struct eod_plane *plane, int worker, uint64_t first, uint8_t 
 	}
 	rest->begin = (uint32_t)at;
 	rest->end = (uint32_t)have;
+	return count;
+}
+
+static uint64_t milliseconds(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return (uint64_t)time.tv_sec * 1000 + (uint64_t)time.tv_nsec / 1000000;
+}
+
+/* Whether events come soon, and nothing else of what Python waits for. */
+static int only_events(int epoll, int group)
+{
+	struct epoll_event ready[2];
+
+	return epoll_wait(epoll, ready, 2, EOD_SOON) == 1 && ready[0].data.fd == group;
+}
+
+int eod_plane_take(struct eod_plane *plane, int worker, int epoll, uint64_t first, uint8_t *buffer, size_t room,
+		   struct eod_event *events, struct eod_rest *rest)
+{
+	const uint64_t until = milliseconds() + EOD_LONGEST;
+	int count;
+
+	do
+		count = take_once(plane, worker, first, buffer, room, events, rest);
+	while (!count && rest->begin == rest->end && epoll >= 0 && milliseconds() < until &&
+	       only_events(epoll, plane->group));
 	return count;
 }
 

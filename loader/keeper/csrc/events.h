@@ -15,6 +15,9 @@
 #define EOD_READERS_CAPACITY 65536 /* readers.py */
 #define EOD_REQUEST 3		/* protocol.py */
 
+#define EOD_SOON 2	/* milliseconds in which the next event comes while a reader is busy */
+#define EOD_LONGEST 250 /* milliseconds without Python, which has a clock to watch */
+
 enum eod_kind {
 	EOD_OTHER,   /* nothing was done about it */
 	EOD_PRESENT, /* all of it is there: answered, and its descriptor closed */
@@ -54,8 +57,11 @@ void eod_plane_reader(struct eod_plane *plane, uint32_t thread, uint32_t slot);
 /* Read what events wait into `buffer`, and see to them in their order. Requests get numbers from `first` on, and once
  * journaled go to `worker`, a socket, unless it is negative, or something that comes before them is left to Python.
  *
+ * While all that comes are repeats, and nothing else is ready of what `epoll` (negative: none) waits for, it goes on: that
+ * is how one reads what is there, and Python would take as long as all else of it.
+ *
  * The number of `events` (of which there must be room / 48), without the repeats; -errno if nothing could be read. */
-int eod_plane_take(struct eod_plane *plane, int worker, uint64_t first, uint8_t *buffer, size_t room,
+int eod_plane_take(struct eod_plane *plane, int worker, int epoll, uint64_t first, uint8_t *buffer, size_t room,
 		   struct eod_event *events, struct eod_rest *rest);
 
 /* Allow a journaled event, unless the file has a hole there: 1, or something is odd: 2 (nothing was done then); 0, or
