@@ -73,6 +73,32 @@ def test_nobody_can_shrink_it_and_a_keeper_cannot_write_it() -> None:
         reader.set(0, BLOCK)
 
 
+@pytest.mark.parametrize("size", [1, 2, 16, 17])
+def test_a_keeper_of_before_gives_one_bitmap(size: int) -> None:
+    """Who writes into the second half of that says that blocks are there which are not."""
+    fd = os.memfd_create("old")
+    os.ftruncate(fd, size)
+    reader, writer = Presence(fd), Presence(fd, writable=True)
+    os.close(fd)
+    blocks = 8 * size
+    writer.know(0, blocks * BLOCK)
+    assert not any(reader.has(block * BLOCK, BLOCK) for block in range(blocks))
+    writer.set((blocks - 1) * BLOCK, BLOCK)
+    writer.forget_known()
+    assert reader.has((blocks - 1) * BLOCK, BLOCK) and not reader.knows((blocks - 1) * BLOCK, BLOCK)
+    with pytest.raises(IndexError):
+        writer.set(blocks * BLOCK, BLOCK)
+
+
+def test_one_bitmap_ends_where_the_other_begins() -> None:
+    reader, writer = _pair(BLOCK)
+    with pytest.raises(IndexError):
+        writer.set(0, 9 * BLOCK)
+    with pytest.raises(IndexError):
+        writer.know(8 * BLOCK, BLOCK)
+    assert not reader.has(0, BLOCK) and not reader.knows(0, BLOCK)
+
+
 def test_a_reader_that_goes_on_makes_few_notes() -> None:
     notes, told = Notes(), []
     reads = [Present(1, start * BLOCK, BLOCK) for start in range(1000)]

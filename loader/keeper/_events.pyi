@@ -19,7 +19,16 @@ class _Lib:
     def eod_plane_drop(self, plane: Any, device: int, inode: int) -> None: ...
     def eod_plane_reader(self, plane: Any, thread: int, slot: int) -> None: ...
     def eod_plane_take(
-        self, plane: Any, worker: int, epoll: int, first: int, buffer: Any, room: int, events: Any, rest: Any
+        self,
+        plane: Any,
+        worker: int,
+        epoll: int,
+        longest: int,
+        first: int,
+        buffer: Any,
+        room: int,
+        events: Any,
+        rest: Any,
     ) -> int: ...
     def eod_plane_allow(
         self, plane: Any, fd: int, writer: int, thread: int, object: int, offset: int, length: int

@@ -28,8 +28,8 @@ ffibuilder.cdef(
                       int writer, const uint8_t *bitmaps, uint64_t bytes);
     void eod_plane_drop(struct eod_plane *plane, uint64_t device, uint64_t inode);
     void eod_plane_reader(struct eod_plane *plane, uint32_t thread, uint32_t slot);
-    int eod_plane_take(struct eod_plane *plane, int worker, int epoll, uint64_t first, uint8_t *buffer, size_t room,
-                       struct eod_event *events, struct eod_rest *rest);
+    int eod_plane_take(struct eod_plane *plane, int worker, int epoll, uint32_t longest, uint64_t first,
+                       uint8_t *buffer, size_t room, struct eod_event *events, struct eod_rest *rest);
     int eod_plane_allow(struct eod_plane *plane, int fd, int writer, uint32_t thread, uint64_t object, uint64_t offset,
                         uint64_t length);
     """

@@ -15,6 +15,7 @@ from loader.keeper.requests import Repeats
 Inode = tuple[int, int]  # device, number
 _EVENT = 48  # bytes of one with its range
 _MOST = 64
+LONGEST = 0.25  # seconds without Python, which has a clock to watch
 
 
 class Seen(NamedTuple):
@@ -52,7 +53,7 @@ class Events:
     def put(self, inode: Inode, object_id: int, size: int, writer: int, presence: Presence | None) -> None:
         """Make an object known, or change what is."""
         bitmap = ffi.from_buffer(presence.memory) if presence is not None else None
-        args = (bitmap, len(bitmap) // 2) if bitmap is not None else (ffi.NULL, 0)
+        args = (bitmap, presence.half) if bitmap is not None and presence is not None else (ffi.NULL, 0)
         if lib.eod_plane_put(self._plane, *inode, object_id, size, writer, *args):
             raise MemoryError
         self._bitmaps[inode] = bitmap
@@ -76,8 +77,9 @@ class Events:
         and nothing else that `epoll` waits for, it waits for more. OSError as read(2) of the group;
         ValueError: malformed, of which nothing can be answered.
         """
+        longest, room = int(LONGEST * 1000), len(self._buffer)
         count = lib.eod_plane_take(
-            self._plane, worker, epoll, first, self._room, len(self._buffer), self._events, self._rest
+            self._plane, worker, epoll, longest, first, self._room, room, self._events, self._rest
         )
         if count < 0:
             raise OSError(-count, os.strerror(-count))

@@ -108,12 +108,13 @@ class Keeper:
     # The kernel
 
     def _on_kernel(self) -> None:
-        epoll = self._selector.fileno() if self.leaving is None else -1
+        epoll = self._selector.fileno() if self.leaving is None and not self._notes.held else -1
         for found in self.plane.read(self._listening(), epoll):
             if isinstance(found, Present):
                 for packet in self._notes.add(found):
                     self._send(packet)
             elif isinstance(found, Repeats):
+                self._send_notes()
                 self._notes.repeat(found)
             elif not isinstance(found, Pending):
                 self._send(pack_json(Kind.CLOSED, {"object": found.id}))
@@ -236,6 +237,7 @@ class Keeper:
             log.error("the standby worker %s", ended)
             return
         self.worker = None
+        self._notes = Notes()  # for that one
         self.worker_deaths += 1
         self._start_at = now if self.standby is not None else now + wait
         if self.leaving is None:

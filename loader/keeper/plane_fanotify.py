@@ -296,11 +296,10 @@ class FanotifyPlane:
                 raise OSError(errno.EIO, "nobody serves this object any more")
             offset, length = self._clip(object_id, event)
             if length > 0 and self._is_present(object_id, offset, length):
+                known = self._presence[object_id].knows(offset, length)
                 self._let_through(event.fd, event.pid, object_id, offset, length)
                 self.counters["present"] += 1
-                if self._presence[object_id].knows(offset, length):
-                    return Repeats(1, length)
-                return Present(object_id, offset, length)
+                return Repeats(1, length) if known else Present(object_id, offset, length)
             if length > 0:
                 self._journal.add(Entry(event.fd, object_id, offset, length, event.pid))
                 return self._requests.add(object_id, offset, length, event.fd, thread=event.pid)

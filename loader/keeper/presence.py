@@ -5,6 +5,9 @@ told of each READ there: a frame holds many small files.
 The keeper makes them per object and worker, all clear, and only ever reads them; the worker sets a bit of the first
 after the block's bytes were written, and clears it before they go away. Nobody can shrink them, so a worker cannot hurt
 its keeper by them: of the second one nothing depends but what it is told itself.
+
+A last word says that there are two. A keeper of before, which runs on when its worker is replaced by a newer one, gives
+one bitmap without it.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import mmap
 import os
 
 BLOCK = 4096
+_TWO = b"EROFSPM2"
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -21,7 +25,9 @@ def create(size: int) -> int:
     """A descriptor of clear bitmaps for `size` bytes."""
     fd = os.memfd_create("presence", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        os.ftruncate(fd, 2 * max(1, -(-size // (8 * BLOCK))))
+        half = max(1, -(-size // (8 * BLOCK)))
+        os.ftruncate(fd, 2 * half)
+        os.pwrite(fd, _TWO, 2 * half)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     except BaseException:
         os.close(fd)
@@ -35,11 +41,13 @@ class Presence:
     def __init__(self, fd: int, *, writable: bool = False) -> None:
         """Map the bitmaps of a descriptor, which stays the caller's."""
         self._map = mmap.mmap(fd, 0, access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ)
-        self._half = len(self._map) // 2
+        two = self._map[-len(_TWO) :] == _TWO
+        self.half = (len(self._map) - len(_TWO)) // 2 if two else len(self._map)  # bytes of one bitmap
+        self._two = two
 
     @property
     def memory(self) -> mmap.mmap:
-        """Both, one behind the other."""
+        """All of it: the bitmaps, one behind the other."""
         return self._map
 
     def has(self, offset: int, length: int) -> bool:
@@ -48,7 +56,7 @@ class Presence:
 
     def knows(self, offset: int, length: int) -> bool:
         """Whether the worker knows that all of them are read."""
-        return self._all(self._half, offset, length)
+        return self._two and self._all(self.half, offset, length)
 
     def set(self, offset: int, length: int) -> None:
         """The blocks under [offset, offset + length) are there."""
@@ -60,15 +68,17 @@ class Presence:
 
     def know(self, offset: int, length: int) -> None:
         """The blocks under [offset, offset + length) are read, as the worker knows."""
-        self._change(self._half, offset, length, True)
+        if self._two:
+            self._change(self.half, offset, length, True)
 
     def forget_known(self) -> None:
         """The worker is to be told of all READs again."""
-        self._map[self._half :] = bytes(self._half)
+        if self._two:
+            self._map[self.half : 2 * self.half] = bytes(self.half)
 
     def _all(self, base: int, offset: int, length: int) -> bool:
         first, last = offset // BLOCK, (offset + length - 1) // BLOCK
-        if last >> 3 >= self._half:
+        if last >> 3 >= self.half:
             return False
         bits = int.from_bytes(self._map[base + (first >> 3) : base + (last >> 3) + 1], "little") >> (first & 7)
         wanted = (1 << (last - first + 1)) - 1
@@ -76,6 +86,8 @@ class Presence:
 
     def _change(self, base: int, offset: int, length: int, value: bool) -> None:
         first, last = offset // BLOCK, (offset + length - 1) // BLOCK
+        if last >> 3 >= self.half:
+            raise IndexError(f"blocks up to {last} in bitmaps of {self.half} bytes")
         start, stop = base + (first >> 3), base + (last >> 3) + 1
         mask = ((1 << (last - first + 1)) - 1) << (first & 7)
         bits = int.from_bytes(self._map[start:stop], "little")

@@ -199,13 +199,16 @@ class Service:
     def _expire(self) -> None:
         listened = time.monotonic()
         while not self._stopped.wait(EXPIRE_INTERVAL):
-            if expired := self.flights.expire():
-                self.counters.add("requests_expired", expired)
-            self.collector.watch()
-            if (now := time.monotonic()) >= listened + LISTEN_INTERVAL:
-                listened = now
-                for file in self.objects.files():
-                    file.listen()
+            try:
+                if expired := self.flights.expire():
+                    self.counters.add("requests_expired", expired)
+                self.collector.watch()
+                if (now := time.monotonic()) >= listened + LISTEN_INTERVAL:
+                    listened = now
+                    for file in self.objects.files():
+                        file.listen()
+            except Exception:
+                log.exception("looking after those who wait failed")
 
     def _housekeep(self) -> None:
         while not self._stopped.wait(CHECKPOINT_INTERVAL):

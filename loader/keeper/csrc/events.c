@@ -330,10 +330,10 @@ static int only_events(int epoll, int group)
 	return epoll_wait(epoll, ready, 2, EOD_SOON) == 1 && ready[0].data.fd == group;
 }
 
-int eod_plane_take(struct eod_plane *plane, int worker, int epoll, uint64_t first, uint8_t *buffer, size_t room,
-		   struct eod_event *events, struct eod_rest *rest)
+int eod_plane_take(struct eod_plane *plane, int worker, int epoll, uint32_t longest, uint64_t first, uint8_t *buffer,
+		   size_t room, struct eod_event *events, struct eod_rest *rest)
 {
-	const uint64_t until = milliseconds() + EOD_LONGEST;
+	const uint64_t until = milliseconds() + longest;
 	int count;
 
 	do

@@ -15,8 +15,7 @@
 #define EOD_READERS_CAPACITY 65536 /* readers.py */
 #define EOD_REQUEST 3		/* protocol.py */
 
-#define EOD_SOON 2	/* milliseconds in which the next event comes while a reader is busy */
-#define EOD_LONGEST 250 /* milliseconds without Python, which has a clock to watch */
+#define EOD_SOON 2 /* milliseconds in which the next event comes while a reader is busy */
 
 enum eod_kind {
 	EOD_OTHER,   /* nothing was done about it */
@@ -57,12 +56,12 @@ void eod_plane_reader(struct eod_plane *plane, uint32_t thread, uint32_t slot);
 /* Read what events wait into `buffer`, and see to them in their order. Requests get numbers from `first` on, and once
  * journaled go to `worker`, a socket, unless it is negative, or something that comes before them is left to Python.
  *
- * While all that comes are repeats, and nothing else is ready of what `epoll` (negative: none) waits for, it goes on: that
- * is how one reads what is there, and Python would take as long as all else of it.
+ * While all that comes are repeats, and nothing else is ready of what `epoll` (negative: none) waits for, it goes on, for
+ * `longest` milliseconds: that is how one reads what is there, and Python would take as long as all else of it.
  *
  * The number of `events` (of which there must be room / 48), without the repeats; -errno if nothing could be read. */
-int eod_plane_take(struct eod_plane *plane, int worker, int epoll, uint64_t first, uint8_t *buffer, size_t room,
-		   struct eod_event *events, struct eod_rest *rest);
+int eod_plane_take(struct eod_plane *plane, int worker, int epoll, uint32_t longest, uint64_t first, uint8_t *buffer,
+		   size_t room, struct eod_event *events, struct eod_rest *rest);
 
 /* Allow a journaled event, unless the file has a hole there: 1, or something is odd: 2 (nothing was done then); 0, or
  * -errno with which the kernel refused. */
