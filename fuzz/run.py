@@ -49,7 +49,7 @@ def build_c(directory: Path) -> Path:
     flags = ["-g", "-O1", "-fno-sanitize-recover=all", "-fsanitize=fuzzer,address,undefined"]
     flags += [f"-I{folder}" for folder in C_FOLDERS]
     sources = [str(file) for folder in C_FOLDERS for file in folder.glob("*.c")]
-    subprocess.run([clang, *flags, str(HERE / "c/hot_fuzz.c"), *sources, "-o", program], check=True)
+    subprocess.run([clang, *flags, str(HERE / "c/hot_fuzz.c"), *sources, "-lzstd", "-o", program], check=True)
     return program
 
 

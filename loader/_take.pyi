@@ -1,23 +1,15 @@
 from typing import Any
 
 class _Lib:
+    EOD_LONGEST_HEAD: int
     EOD_ODD: int
     EOD_WHOLE: int
     EOD_RIGHT: int
     EOD_WRITTEN: int
-    def eod_take(
-        self,
-        connection: int,
-        buffer: Any,
-        room: int,
-        first: int,
-        last: int,
-        patience: int,
-        digest: Any,
-        file: int,
-        place: int,
-        out: Any,
-    ) -> int: ...
+    def ZSTD_createDCtx(self) -> Any: ...
+    def ZSTD_freeDCtx(self, decoder: Any) -> int: ...
+    def eod_begin(self, answer: Any, connection: int, first: int, last: int, patience: int) -> None: ...
+    def eod_take(self, answer: Any, length: int, digest: Any, decoded: int, file: int, place: int) -> int: ...
     def eod_is_plain(self, head: Any, length: int, first: int, last: int) -> int: ...
 
 lib: _Lib

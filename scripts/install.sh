@@ -32,6 +32,10 @@ sys.exit(sys.version_info < (3, 11) or not os.path.exists(os.path.join(sysconfig
 EOF
 }
 
+compiler_is_complete() {
+    echo '#include <zstd.h>' | "${CC:-gcc}" -E - >/dev/null 2>&1
+}
+
 # Another prefix's unit may go on.
 unit_runs() {
     case $(systemctl is-active erofs-loader 2>/dev/null) in
@@ -63,9 +67,10 @@ if [ -n "$remove" ]; then
 fi
 
 python=${PYTHON:-python3}
-if ! command -v "$python" >/dev/null || ! command -v "${CC:-gcc}" >/dev/null || ! python_is_complete; then
-    log "this takes Python 3.11 or later with its headers, and a compiler, as the extensions are compiled here:"
-    log "apt-get install --no-install-recommends gcc libc6-dev python3 python3-dev python3-venv"
+if ! command -v "$python" >/dev/null || ! compiler_is_complete || ! python_is_complete; then
+    log "this takes Python 3.11 or later with its headers, and a compiler with those of libzstd, as the extensions are"
+    log "compiled here:"
+    log "apt-get install --no-install-recommends gcc libc6-dev libzstd-dev python3 python3-dev python3-venv"
     exit 1
 fi
 

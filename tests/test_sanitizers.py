@@ -26,6 +26,7 @@ TESTS = (
     "test_blob.py",
     "test_mounts.py",
     "test_take.py",
+    "test_take_frames.py",
     "test_keeper_events.py",
 )
 
@@ -37,7 +38,7 @@ def test_many_mutations_of_tars(tmp_path: Path) -> None:
     folders = [ROOT / folder for folder in C_FOLDERS]
     sources = [ROOT / "fuzz/c/mutate.c", ROOT / "fuzz/c/hot_fuzz.c", *(file for f in folders for file in f.glob("*.c"))]
     includes = [f"-I{folder}" for folder in folders]
-    subprocess.run(["gcc", *FLAGS, *includes, *map(str, sources), "-o", str(program)], check=True)
+    subprocess.run(["gcc", *FLAGS, *includes, *map(str, sources), "-lzstd", "-o", str(program)], check=True)
     files = sorted(map(str, (corpus / "tar").iterdir()))
     run = subprocess.run([str(program), "20000", *files], env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr[-4000:]

@@ -149,13 +149,23 @@ static void write_digest(uint8_t *digest, const uint32_t *state)
 			digest[4 * word + byte] = (uint8_t)(state[word] >> (24 - 8 * byte));
 }
 
-int eod_sha256_lanes(void)
+static int find_lanes(void)
 {
 	unsigned int a, b, c, d;
 
 	if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_SSSE3) || !(c & bit_SSE4_1))
 		return 0;
 	return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & bit_SHA) ? LANES : 0;
+}
+
+/* Found out once: in a virtual machine the host answers for the processor, which takes half as long as 64 KiB's sha256. */
+int eod_sha256_lanes(void)
+{
+	static _Atomic int lanes = -1;
+
+	if (lanes < 0)
+		lanes = find_lanes();
+	return lanes;
 }
 
 /* Begin with whole blocks of a stream, whose state is kept elsewhere between calls. */

@@ -114,12 +114,12 @@ class CacheFile:
         if len(data) != size:
             raise ValueError(f"frame {frame.number} of {self.key}: {len(data)} bytes for {size}")
         writer.write(offset, data)
+        self.written(frame, data)
+
+    def written(self, frame: Frame, data: bytes | memoryview) -> None:
+        """A verified frame's bytes are in its place: it is ready. OSError: there is no room to say so."""
         if self.sums is not None:
             self.sums.set(frame.number, data)
-        self.written(frame)
-
-    def written(self, frame: Frame) -> None:
-        """A verified frame is in its place: it is ready."""
         if not self.trusted:
             self._written.add(frame.number)
         self.used[frame.number] = int(time.time())

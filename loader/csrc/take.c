@@ -11,7 +11,6 @@
 #include "hot.h"
 
 #define DIGEST 32
-#define LONGEST_HEAD 16384
 
 static uint64_t now(void)
 {
@@ -130,53 +129,113 @@ static int is_written(int file, const uint8_t *data, size_t length, uint64_t pla
 	return 1;
 }
 
-/* Receive until head and body are there: 1, and out as take.h says; 0 for what is odd or slow. */
-static int receive(int connection, uint8_t *buffer, size_t room, uint64_t first, uint64_t last, uint64_t until,
-		   uint64_t *out)
+void eod_begin(struct eod_answer *answer, int connection, uint64_t first, uint64_t last, uint32_t patience)
 {
-	size_t have = 0, whole = room;
-	const uint8_t *end;
+	answer->connection = connection;
+	answer->first = first;
+	answer->last = last;
+	answer->until = now() + patience * 1000000ull;
+	answer->have = answer->body = answer->passed = answer->taken = answer->began = answer->came = 0;
+}
 
-	out[0] = out[1] = out[2] = 0;
-	while (have < whole) {
-		ssize_t count = recv(connection, buffer + have, whole - have, out[1] ? MSG_WAITALL : 0);
+/* The frame that was taken last makes room: each comes into the same memory, which the processor has at hand. */
+static void pass(struct eod_answer *answer)
+{
+	uint8_t *body = answer->buffer + answer->body;
 
+	if (!answer->taken)
+		return;
+	answer->have -= answer->taken;
+	memmove(body, body + answer->taken, answer->have - answer->body);
+	answer->passed += answer->taken;
+	answer->taken = 0;
+}
+
+/* Look for the end of the head in what has come: 0 if this is no plain answer, or has more bytes than were asked for. */
+static int is_good_head(struct eod_answer *answer)
+{
+	const uint8_t *end = memmem(answer->buffer, answer->have, "\r\n\r\n", 4);
+	size_t length;
+
+	if (!end)
+		return 1;
+	length = (size_t)(end - answer->buffer) + 4;
+	if (length > EOD_LONGEST_HEAD || !eod_is_plain(answer->buffer, length, answer->first, answer->last))
+		return 0;
+	answer->began = now();
+	answer->body = length;
+	return answer->have - length <= answer->last - answer->first + 1;
+}
+
+/* Receive until so many bytes of the body are in the buffer: 1; 0 for what is odd or slow. */
+static int receive(struct eod_answer *answer, uint64_t length)
+{
+	while (!answer->body || answer->have < answer->body + length) {
+		const uint64_t wanted = (answer->body ? answer->body : EOD_LONGEST_HEAD) + length - answer->have;
+		ssize_t count;
+
+		if (!answer->body && answer->have > EOD_LONGEST_HEAD)
+			return 0;
+		count = recv(answer->connection, answer->buffer + answer->have, wanted, answer->body ? MSG_WAITALL : 0);
 		if (count < 0 && errno == EINTR)
 			continue;
 		if (count <= 0)
 			return 0;
-		out[0] = have += (size_t)count;
-		if (!out[1] && (end = memmem(buffer, have, "\r\n\r\n", 4)) != NULL) {
-			out[2] = now();
-			whole = (size_t)(end - buffer) + 4;
-			if (!eod_is_plain(buffer, whole, first, last))
-				return 0;
-			out[1] = whole;
-			whole += last - first + 1;
-			if (whole > room)
-				return 0;
-		}
-		if ((!out[1] && have > LONGEST_HEAD) || (have < whole && now() > until))
+		answer->have += (size_t)count;
+		if (!answer->body && !is_good_head(answer))
+			return 0;
+		if ((!answer->body || answer->have < answer->body + length) && now() > answer->until)
 			return 0;
 	}
-	return out[1] && have == whole;
+	answer->came = now();
+	return 1;
 }
 
-enum eod_taken eod_take(int connection, uint8_t *buffer, size_t room, uint64_t first, uint64_t last, uint32_t patience,
-			const uint8_t *digest, int file, uint64_t place, uint64_t *out)
+static int is_right(const uint8_t *data, uint64_t length, const uint8_t *digest)
 {
-	const uint64_t length = last - first + 1;
+	const uint64_t part[2] = {0, length};
 	uint8_t found[DIGEST];
-	uint64_t part[2];
 
-	if (last < first || length > room || !receive(connection, buffer, room, first, last, now() + patience * 1000000ull, out))
-		return EOD_ODD;
 	if (!eod_sha256_lanes())
+		return 0;
+	eod_sha256_many(data, part, 1, found);
+	return !memcmp(found, digest, DIGEST);
+}
+
+/* Decode a frame, as Python does: the zstd frame that it begins with, which has to say that it is of this size. What it is
+   padded with is not looked at. No other magic: a libzstd may know formats of old, which nobody has tried as hard. */
+static int is_decoded(struct eod_answer *answer, const uint8_t *data, uint64_t length, uint64_t size)
+{
+	static const uint8_t magic[] = {0x28, 0xb5, 0x2f, 0xfd};
+	size_t end;
+
+	if (!answer->decoder || size > answer->plain_room || length < sizeof(magic) || memcmp(data, magic, sizeof(magic)))
+		return 0;
+	if (ZSTD_getFrameContentSize(data, length) != size)
+		return 0;
+	end = ZSTD_findFrameCompressedSize(data, length);
+	return !ZSTD_isError(end) && ZSTD_decompressDCtx(answer->decoder, answer->plain, size, data, end) == size;
+}
+
+enum eod_taken eod_take(struct eod_answer *answer, uint64_t length, const uint8_t *digest, uint64_t decoded, int file,
+			uint64_t place)
+{
+	const uint64_t first = answer->first, last = answer->last;
+	const uint8_t *data;
+
+	pass(answer);
+	if (last < first || !length || length > last - first + 1 - answer->passed ||
+	    answer->room < EOD_LONGEST_HEAD || length > answer->room - EOD_LONGEST_HEAD || !receive(answer, length))
+		return EOD_ODD;
+	answer->taken = length;
+	data = answer->buffer + answer->body;
+	if (!is_right(data, length, digest))
 		return EOD_WHOLE;
-	part[0] = out[1];
-	part[1] = length;
-	eod_sha256_many(buffer, part, 1, found);
-	if (memcmp(found, digest, DIGEST))
-		return EOD_WHOLE;
-	return file >= 0 && is_written(file, buffer + out[1], length, place) ? EOD_WRITTEN : EOD_RIGHT;
+	if (decoded) {
+		if (!is_decoded(answer, data, length, decoded))
+			return EOD_WHOLE;
+		data = answer->plain;
+		length = decoded;
+	}
+	return file >= 0 && is_written(file, data, length, place) ? EOD_WRITTEN : EOD_RIGHT;
 }

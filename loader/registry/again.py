@@ -10,9 +10,9 @@ import re
 import socket
 import threading
 import time
-from array import array
 from typing import Any
 
+from erofs_builder.frames import BLOCK, MAX_ENCODED_BLOCKS, Frame
 from loader.registry.ranges import RangeResponse
 
 try:
@@ -21,19 +21,19 @@ except ImportError:  # a checkout that is not built yet
     lib = None  # type: ignore[assignment]
 
 KEPT = 10.0  # seconds for which the words are used: as long as a mirror that is well again may wait for its turn
-HEAD_ROOM = 20480
 _local = threading.local()
 _SPAN = re.compile(rb"\r\nRange: bytes=[0-9]+-[0-9]+\r\n")
 
 
 class Taken:
-    """What came of a range that was received, checked and perhaps written without the interpreter."""
+    """What came of a frame that was received, checked and perhaps decoded and written without the interpreter."""
 
-    __slots__ = ("at", "data", "right", "written")
+    __slots__ = ("began", "came", "data", "right", "written")
 
-    def __init__(self, data: memoryview, right: bool, written: bool, at: float) -> None:
-        """`data`: all of the range, until this thread's next `take`; `at`: when its head came, time.monotonic()."""
-        self.data, self.right, self.written, self.at = data, right, written, at
+    def __init__(self, data: memoryview, right: bool, written: bool, began: float, came: float) -> None:
+        """`data`: the frame, in the form that was asked for if it is `right`, until this thread's next `take`. `began`,
+        `came`: when the head of the answer had come, and when the frame had, time.monotonic()."""
+        self.data, self.right, self.written, self.began, self.came = data, right, written, began, came
 
 
 class Again:
@@ -64,37 +64,69 @@ class Again:
 
 
 class Asked:
-    """A request that is on its way. `take` its answer, or else `resume` it."""
+    """A request for adjacent frames that is on its way. `take` them one after another, or else `resume` the answer;
+    then `close`. A thread has one of these at a time."""
 
     def __init__(self, again: Again, sock: socket.socket, request: bytes, offset: int, length: int) -> None:
-        self._again, self._sock, self._request = again, sock, request
+        self._again, self._request = again, request
+        self._sock: socket.socket | None = sock  # until its answer was read to the end
         self._offset, self._length = offset, length
-        self._begun = b""
+        self._left = length
+        self._come = b""  # of it, when it is not for C to go on
+        self.began: float | None = None  # when its head had come, if that is known then: time.monotonic()
+        self._room: _Room | None = None
 
-    def take(self, digest: bytes, file: int = -1, place: int = 0) -> Taken | None:
-        """Receive the range, compare its sha256, and if it is right write it into a descriptor at `place`.
+    def take(self, frame: Frame, decode: bool = False, file: int = -1) -> Taken | None:
+        """Receive the next frame, compare its sha256, decode it if that is wanted, and if all is right write it into a
+        descriptor, where it belongs.
 
         None: something is odd, or slow: go on with `resume`.
         """
-        again = self._again
-        if again.by_hand:
+        room = self._room or self._begin()
+        if room is None:
             return None
-        buffer, pointer, out, numbers = _buffers(HEAD_ROOM + self._length)
-        last = self._offset + self._length - 1
-        result = lib.eod_take(
-            self._sock.fileno(), pointer, len(buffer), self._offset, last, again.patience, digest, file, place, out
-        )
-        have, body, at = numbers
+        size = frame.decoded_size if decode else 0
+        if size:
+            room.have_plain(size)
+        answer = room.answer
+        place = frame.decoded_offset if decode else frame.encoded_offset
+        result = lib.eod_take(answer, frame.encoded_size, frame.digest, size, file, place)
         if result == lib.EOD_ODD:
-            self._begun = bytes(buffer[:have])
+            self._come = bytes(room.buffer[: answer.have])
+            self.began = answer.began / 1e9 or None
             return None
-        again.pool.give_back(self._sock)
-        data = buffer[body : body + self._length]
-        return Taken(data, result != lib.EOD_WHOLE, result == lib.EOD_WRITTEN, at / 1e9)
+        self._left -= frame.encoded_size
+        if not self._left:
+            self._give_back()
+        data = room.plain[:size] if size and result != lib.EOD_WHOLE else room.encoded(frame.encoded_size)
+        written = result == lib.EOD_WRITTEN
+        return Taken(data, result != lib.EOD_WHOLE, written, answer.began / 1e9, answer.came / 1e9)
+
+    def _begin(self) -> _Room | None:
+        """Have the answer come into this thread's memory; None if that is not for C to do."""
+        again, sock = self._again, self._sock
+        if again.by_hand or sock is None:
+            return None
+        room: _Room | None = getattr(_local, "room", None)
+        if room is None:
+            room = _local.room = _Room()
+        room.have_buffer(self._length)
+        lib.eod_begin(room.answer, sock.fileno(), self._offset, self._offset + self._length - 1, again.patience)
+        self._room = room
+        return room
+
+    def _give_back(self) -> None:
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            self._again.pool.give_back(sock)
 
     def resume(self) -> RangeResponse | None:
-        """The answer, from what has come of it on. None if it is not just the range: ask in the ordinary way."""
-        response = self._again.pool.resume(self._sock, self._begun, self._again.shown, self._request)
+        """The answer, behind the frames that were taken. None if it is not just the range: ask in the ordinary way."""
+        sock, self._sock = self._sock, None
+        if sock is None:
+            return None
+        passed = self._length - self._left
+        response = self._again.pool.resume(sock, self._come, self._again.shown, self._request, passed)
         if response is None:
             return None
         span = f"bytes {self._offset}-{self._offset + self._length - 1}/"
@@ -103,12 +135,39 @@ class Asked:
         response.close()
         return None
 
+    def close(self) -> None:
+        """End the connection, unless it was given back or is the answer's that goes on."""
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            sock.close()
 
-def _buffers(size: int) -> tuple[memoryview, Any, Any, array[int]]:
-    """This thread's, of this size or more: bytes, the same for C, three numbers for C, the same."""
-    known: tuple[memoryview, Any, Any, array[int]] | None = getattr(_local, "buffers", None)
-    if known is None or len(known[0]) < size:
-        room, numbers = bytearray(size), array("Q", bytes(24))
-        known = memoryview(room), ffi.from_buffer(room), ffi.from_buffer("uint64_t[]", numbers), numbers
-        _local.buffers = known
-    return known
+
+class _Room:
+    """What a thread receives into and decodes into, kept between its answers."""
+
+    def __init__(self) -> None:
+        self.answer = ffi.new("struct eod_answer *")
+        self.buffer = self.plain = memoryview(b"")
+        self._for_c: list[Any] = [None, None, None]  # what `answer` points to
+
+    def have_buffer(self, length: int) -> None:
+        """Room for the head and each of the frames in a range of `length` bytes. What was there is lost."""
+        size = lib.EOD_LONGEST_HEAD + min(length, MAX_ENCODED_BLOCKS * BLOCK)
+        if len(self.buffer) < size:
+            self.buffer = memoryview(bytearray(size))
+            self._for_c[0] = self.answer.buffer = ffi.from_buffer("uint8_t[]", self.buffer)
+            self.answer.room = size
+
+    def have_plain(self, size: int) -> None:
+        """Room for a decoded frame. What was there is lost."""
+        if self._for_c[2] is None:
+            self._for_c[2] = self.answer.decoder = ffi.gc(lib.ZSTD_createDCtx(), lib.ZSTD_freeDCtx)
+        if len(self.plain) < size:
+            self.plain = memoryview(bytearray(size))
+            self._for_c[1] = self.answer.plain = ffi.from_buffer("uint8_t[]", self.plain)
+            self.answer.plain_room = size
+
+    def encoded(self, size: int) -> memoryview:
+        """The frame that has come last, of this size."""
+        body = self.answer.body
+        return self.buffer[body : body + size]

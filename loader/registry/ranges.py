@@ -221,15 +221,18 @@ class RangePool:
             return None
         return sock
 
-    def resume(self, sock: socket.socket, data: bytes, shown: str, request: bytes) -> RangeResponse | None:
-        """The answer to what was asked by `ask`, of which `data` has come; None if it is odd in any way."""
+    def resume(self, sock: socket.socket, data: bytes, shown: str, request: bytes, passed: int) -> RangeResponse | None:
+        """The answer to what was asked by `ask`; None if it is odd in any way.
+
+        `data` has come of it: its head, and what lies behind the first `passed` bytes of its body, which were used.
+        """
         pace = Pace(self._origin.timeout)
         try:
             head, rest = _receive_head(sock, pace, data)
         except (EOFError, OSError, ValueError):
             sock.close()
             return None
-        return self._answer(sock, head, rest, shown, pace, request)
+        return self._answer(sock, head._replace(length=max(0, head.length - passed)), rest, shown, pace, request)
 
     def give_back(self, sock: socket.socket) -> None:
         """Keep a connection whose answer was read to the end."""

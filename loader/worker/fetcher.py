@@ -3,7 +3,8 @@
     take a run of frames → ask for its range → each frame as it comes: verify → [decode] → write → ready → answer
                                                                                                      whoever waits
 
-Threads, since everything that takes time (sockets, sha256, zstd, pwrite) releases the interpreter's lock.
+Threads, since everything that takes time (sockets, sha256, zstd, pwrite) releases the interpreter's lock. Where frames
+of the blob were just fetched, C does all of that (csrc/take.c): one call for each frame.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ import errno
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from contextlib import closing
+from typing import NamedTuple
 
 import zstandard
 
@@ -26,7 +30,7 @@ from loader.registry.again import Asked, Taken
 from loader.worker.counters import Counters
 from loader.worker.link_estimate import LinkEstimate
 from loader.worker.outages import Outages
-from loader.worker.sources import Sources
+from loader.worker.sources import RangeStream, Sources
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +56,16 @@ class _Once:
         call, self._call = self._call, None
         if call is not None:
             call()
+
+
+class _Request(NamedTuple):
+    """What a source was asked for."""
+
+    source: str
+    offset: int
+    length: int
+    priority: Priority
+    started: float  # time.monotonic()
 
 
 class Fetcher:
@@ -85,9 +99,9 @@ class Fetcher:
         """Fetch a run that was taken, to whatever end. `sent` is called while it is waited for: once, early."""
         told = _Once(sent)
         try:
-            if not (len(run.flights) == 1 and self._fetch_again(run.flights[0], run.priority, told)):
+            if left := self._fetch_again(run, told):
                 told()
-                self._fetch(run)
+                self._fetch(left, run.priority)
         except Exception:  # a bug must not leave readers waiting
             log.exception("fetching %s failed in an unexpected way", run.flights[0].file)
             self._flights.fail(run.flights, errno.EIO)
@@ -95,90 +109,103 @@ class Fetcher:
             told()
             self._flights.finish(run)
 
-    def _fetch_again(self, flight: Flight, priority: Priority, sent: Callable[[], None]) -> bool:
-        """Fetch one frame as another of its blob was just fetched, with as little as can be before its request goes
-        out and behind the last byte. False: nothing was done, or the answer is for others to judge: fetch it anew."""
-        file = flight.file
-        frame = file.table[flight.frame]
-        source = self._sources.choose(file.blob) if flight.held is None else None
-        started = time.monotonic()
-        offset, size = frame.encoded_offset, frame.encoded_size
-        asked = self._sources.ask_again(source, file.blob, offset, size) if source is not None else None
-        if source is None or asked is None:
-            return False
-        sent()
-        self._flights.arrives(flight)
-        taken = self._take(flight, frame, asked)
-        if taken is None:
-            return self._resumed(flight, frame, asked, priority, source)
-        if taken.written:
-            self._written(flight, frame, taken.data, priority)
-        elif taken.right:
-            self._keep(flight, frame, taken.data, priority, source)
-        else:
-            self._store(flight, frame, taken.data, priority, source)
-        self._account(size, time.monotonic() - started, taken.at - started)
-        return True
+    def _fetch_again(self, run: Run, sent: Callable[[], None]) -> list[Flight]:
+        """Fetch a run as others of its blob were just fetched, with as little as can be before its request goes out and
+        behind the last byte of each frame. What it gives back is left: to be fetched anew."""
+        file = run.flights[0].file
+        held = any(flight.held is not None for flight in run.flights)
+        source = None if held else self._sources.choose(file.blob)
+        if source is None:
+            return run.flights
+        offset, length = _span(run.flights)
+        request = _Request(source, offset, length, run.priority, time.monotonic())
+        asked = self._sources.ask_again(source, file.blob, offset, length)
+        if asked is None:
+            return run.flights
+        with closing(asked):
+            sent()
+            return self._take_all(deque(run.flights), request, asked)
 
-    def _take(self, flight: Flight, frame: Frame, asked: Asked) -> Taken | None:
-        writer = flight.file.writer
-        if flight.file.decoded or writer is None or not writer.buffered:
-            return asked.take(frame.digest)
+    def _take_all(self, left: deque[Flight], request: _Request, asked: Asked) -> list[Flight]:
+        while (taken := self._take(left[0], asked)) is not None:
+            flight = left.popleft()
+            self._have(flight, taken, request)
+            if not left:
+                self._account(request.length, taken.came - request.started, taken.began - request.started)
+                return []
+        return self._resume(left, request, asked)
+
+    def _take(self, flight: Flight, asked: Asked) -> Taken | None:
+        """Its frame, received, checked, decoded where its file holds it so, and mostly written."""
+        self._flights.arrives(flight)
+        file, writer = flight.file, flight.file.writer
+        frame = file.table[flight.frame]
+        if writer is None or not writer.buffered:
+            return asked.take(frame, file.decoded)
         try:
             with writer.descriptor() as fd:
-                return asked.take(frame.digest, fd, frame.encoded_offset)
+                return asked.take(frame, file.decoded, fd)
         except OSError:  # closed
-            return asked.take(frame.digest)
+            return asked.take(frame, file.decoded)
 
-    def _resumed(self, flight: Flight, frame: Frame, asked: Asked, priority: Priority, source: str) -> bool:
+    def _have(self, flight: Flight, taken: Taken, request: _Request) -> None:
+        frame = flight.file.table[flight.frame]
+        if taken.written:
+            self._written(flight, frame, taken.data, request.priority)
+        elif taken.right:
+            self._put(flight, frame, taken.data, request.priority)
+        else:
+            self._store(flight, frame, taken.data, request)
+
+    def _resume(self, left: deque[Flight], request: _Request, asked: Asked) -> list[Flight]:
         """Go on with an answer that is slow, comes through TLS, or is odd."""
+        blob = left[0].file.blob
         response = asked.resume()
         if response is None:
-            self._sources.forget_words(source, flight.file.blob)
-            return False
-        begun = time.monotonic()
+            self._sources.forget_words(request.source, blob)
+            return list(left)
+        begun = asked.began or time.monotonic()
         try:
-            with self._sources.stream(source, flight.file.blob, frame.encoded_offset, response) as stream:
-                encoded = stream.read(frame.encoded_size)
+            with self._sources.stream(request.source, blob, request.offset, response) as stream:
+                self._read_all(left, request, stream, begun)
         except (LoaderError, OSError) as error:
-            self._failed([flight], source, frame.encoded_offset, frame.encoded_size, error)
-            return True
-        self._account(frame.encoded_size, time.monotonic() - begun, 0.0)
-        self._store(flight, frame, encoded, priority, source)
-        return True
+            self._failed(list(left), request, error)
+        return []
 
-    def _fetch(self, run: Run) -> None:
-        if held := [flight for flight in run.flights if flight.held is not None]:
+    def _fetch(self, flights: list[Flight], priority: Priority) -> None:
+        if held := [flight for flight in flights if flight.held is not None]:
             for flight in held:  # the others come again by themselves
                 data, flight.held = flight.held, None
-                self._put(flight, flight.file.table[flight.frame], data or b"", run.priority)
+                self._put(flight, flight.file.table[flight.frame], data or b"", priority)
             return
-        first, last = run.flights[0], run.flights[-1]
-        table = first.file.table
-        offset = table[first.frame].encoded_offset
-        length = table[last.frame].encoded_offset + table[last.frame].encoded_size - offset
-        source = self._sources.choose(first.file.blob)
+        file = flights[0].file
+        source = self._sources.choose(file.blob)
         if source is None:
-            log.error("%s: no image that holds this blob is known any more", first.file)
-            self._flights.fail(run.flights, errno.EIO)
+            log.error("%s: no image that holds this blob is known any more", file)
+            self._flights.fail(flights, errno.EIO)
             return
-        started = time.monotonic()
-        stored = 0
+        offset, length = _span(flights)
+        request = _Request(source, offset, length, priority, time.monotonic())
+        left = deque(flights)
         try:
-            with self._sources.open_range(source, first.file.blob, offset, length) as stream:
-                begun = time.monotonic()
-                for flight in run.flights:
-                    frame = table[flight.frame]
-                    self._flights.arrives(flight)
-                    encoded = stream.read(frame.encoded_size)
-                    if flight is last:
-                        self._account(length, time.monotonic() - started, begun - started)
-                    stored += 1
-                    self._store(flight, frame, encoded, run.priority, source)
+            with self._sources.open_range(source, file.blob, offset, length) as stream:
+                self._read_all(left, request, stream, time.monotonic())
         except NotFoundError as error:
-            self._refused(run.flights[stored:], source, error)
+            self._refused(list(left), source, error)
         except (LoaderError, OSError, IntegrityError) as error:
-            self._failed(run.flights[stored:], source, offset, length, error)
+            self._failed(list(left), request, error)
+
+    def _read_all(self, left: deque[Flight], request: _Request, stream: RangeStream, begun: float) -> None:
+        """Take one frame after another off `left` as it comes. `begun`: when the answer had."""
+        while left:
+            flight = left[0]
+            frame = flight.file.table[flight.frame]
+            self._flights.arrives(flight)
+            encoded = stream.read(frame.encoded_size)
+            left.popleft()
+            if not left:
+                self._account(request.length, time.monotonic() - request.started, begun - request.started)
+            self._store(flight, frame, encoded, request)
 
     def _account(self, length: int, seconds: float, first: float) -> None:
         """A whole range has come, its beginning after `first` seconds."""
@@ -187,24 +214,15 @@ class Fetcher:
         self._counters.add_seconds("fetch_seconds", seconds)
         self._link.note(length, seconds, first)
 
-    def _store(
-        self, flight: Flight, frame: Frame, encoded: bytes | memoryview, priority: Priority, source: str
-    ) -> None:
+    def _store(self, flight: Flight, frame: Frame, encoded: bytes | memoryview, request: _Request) -> None:
+        """Verify a frame's bytes, decode them where the file holds them so, and write them."""
         try:
             Digest(frame.digest).verify(encoded, f"frame {frame.number} of {flight.file}")
-        except IntegrityError as error:
-            self._corrupt(flight, source, error)
-        else:
-            self._keep(flight, frame, encoded, priority, source)
-
-    def _keep(self, flight: Flight, frame: Frame, encoded: bytes | memoryview, priority: Priority, source: str) -> None:
-        """Decode verified bytes, where the file holds them so, and write them."""
-        try:
             data = self._decoded(frame, encoded) if flight.file.decoded else encoded
         except IntegrityError as error:
-            self._corrupt(flight, source, error)
+            self._corrupt(flight, request.source, error)
         else:
-            self._put(flight, frame, data, priority)
+            self._put(flight, frame, data, request.priority)
 
     def _corrupt(self, flight: Flight, source: str, error: IntegrityError) -> None:
         self._counters.add("corrupt_frames")
@@ -234,7 +252,7 @@ class Fetcher:
     def _written(self, flight: Flight, frame: Frame, data: memoryview, priority: Priority) -> None:
         """A frame's bytes were written already; where there is no room to say so, all is done as for any other."""
         try:
-            flight.file.written(frame)
+            flight.file.written(frame, data)
         except OSError:
             self._put(flight, frame, data, priority)
         else:
@@ -282,9 +300,9 @@ class Fetcher:
             self._flights.fail(final, errno.EIO)
         self._flights.retry([flight for flight in flights if flight.refusals < rounds], 0.0)
 
-    def _failed(self, flights: list[Flight], source: str, offset: int, length: int, error: Exception) -> None:
+    def _failed(self, flights: list[Flight], request: _Request, error: Exception) -> None:
         """The source cannot answer now: hold the readers and try the next one, later and later."""
-        self._note(source, error)
+        self._note(request.source, error)
         self._counters.add("fetch_retries")
         if not flights:  # closing failed
             return
@@ -297,7 +315,7 @@ class Fetcher:
             delay = max(delay, min(error.retry_after, 30.0))
         log.warning(
             "%s: bytes %d+%d from %s: %s; attempt %d, next in %.2f s",
-            flights[0].file, offset, length, source, error, attempts, delay,
+            flights[0].file, request.offset, request.length, request.source, error, attempts, delay,
         )  # fmt: skip
         self._flights.retry(flights, delay)
 
@@ -309,3 +327,10 @@ class Fetcher:
     def _note(self, source: str, error: Exception) -> None:
         self._counters.add("source_errors")
         self.last_errors[source] = str(error)
+
+
+def _span(flights: list[Flight]) -> tuple[int, int]:
+    """Offset and length in the blob of adjacent frames."""
+    table = flights[0].file.table
+    offset, last = table[flights[0].frame].encoded_offset, table[flights[-1].frame]
+    return offset, last.encoded_offset + last.encoded_size - offset
