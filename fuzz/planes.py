@@ -27,7 +27,7 @@ from loader.keeper.journal import Journal
 from loader.keeper.plane_cachefiles import CachefilesPlane
 from loader.keeper.plane_fanotify import FanotifyPlane
 from loader.keeper.readers import Readers
-from loader.keeper.requests import Pending, RequestTable
+from loader.keeper.requests import Pending, Repeats, RequestTable
 from loader.keeper.state import Object, State
 from loader.registry import ranges
 from loader.registry.base import Descriptor
@@ -106,7 +106,7 @@ def plane(data: bytes) -> None:
         _presence={}, _journal=_journal, _readers=_readers,
         # As if none of them were plain. tests/test_keeper_events.py holds the C that sees to those against this.
         _events=SimpleNamespace(
-            take=lambda *_: events, allow=lambda *_: None, know=lambda *_: None, repeats=lambda: None
+            take=lambda *_: events, allow=lambda *_: None, know=lambda *_: None, left_out=lambda: (0, Repeats(0, 0))
         ),
     )  # fmt: skip
     api = SimpleNamespace(

@@ -31,7 +31,7 @@ from loader.keeper.events import Events, Seen
 from loader.keeper.fdstore import FdStore
 from loader.keeper.plane_fanotify import FanotifyPlane
 from loader.keeper.presence import BLOCK, Presence
-from loader.keeper.protocol import Kind, Request, pack_request
+from loader.keeper.protocol import Kind, Request, pack_request, unpack
 from loader.keeper.requests import Pending, Present, Repeats, RequestTable
 from loader.keeper.state import State
 
@@ -130,26 +130,36 @@ class Side:
         self.kernel.send(data)
 
     def come(self, events: Sequence[Asked]) -> list[tuple[Any, ...]]:
-        """The same in numbers that both sides share, once everybody has got what was for him."""
+        """The same in numbers that both sides share, once everybody has got what was for him: in the order of the
+        events what the worker hears of, at once or by Python, and then what is only counted."""
         found = self.read(events)
         self._collect()
-        self.check_sent(found)
         repeats = [each for each in found if isinstance(each, Repeats)]
         counted = ("repeats", sum(each.number for each in repeats), sum(each.length for each in repeats))
-        return [
-            *(self._plain(each) for each in found if not isinstance(each, Repeats)),
-            *([counted] if repeats else []),
-        ]
+        left = [each for each in found if not isinstance(each, Repeats)]
+        sent = [each for each in left if isinstance(each, Pending) and each.sent]
+        assert left[: len(sent)] == sent
+        heard = [self._heard(packet, sent) for packet in self._packets()]
+        assert sum(each[0] != "present" for each in heard) == len(sent)
+        return [*heard, *map(self._plain, left[len(sent) :]), *([counted] if repeats else [])]
 
-    def check_sent(self, found: Sequence[Pending | Present | Repeats]) -> None:
-        """The worker was asked for those that say so: the first ones."""
+    def _packets(self) -> list[bytes]:
         got = []
         with contextlib.suppress(BlockingIOError):
             while True:
                 got.append(self.worker.recv(256))
-        sent = [each for each in found if isinstance(each, Pending) and each.sent]
-        assert list(found)[: len(sent)] == sent
-        assert got == [pack_request(Request(each.id, each.object, each.offset, each.length)) for each in sent]
+        return got
+
+    def _heard(self, packet: bytes, sent: Sequence[Pending]) -> tuple[Any, ...]:
+        """What the worker was told or asked by C."""
+        kind, body = unpack(packet)
+        assert isinstance(body, Request)
+        if kind is Kind.PRESENT:
+            assert body.id == 1
+            return ("present", body.object, body.offset, body.length)
+        (pending,) = [each for each in sent if each.id == body.id]
+        assert packet == pack_request(Request(pending.id, pending.object, pending.offset, pending.length))
+        return self._plain(pending)
 
     def _plain(self, each: Pending | Present) -> tuple[Any, ...]:
         if isinstance(each, Present):
@@ -260,13 +270,18 @@ def test_what_is_there_is_answered_and_what_is_not_is_sent() -> None:
         with mock.patch.object(side.plane, "_record", side_effect=AssertionError):
             assert side.come([first]) == [("present", 1, 0, 4 * BLOCK)]
             assert [getattr(each, "sent", None) for each in side.read([missing, missing])] == [True, True]
-            assert [type(each).__name__ for each in side.read([first, missing])] == ["Present", "Pending"]
+            assert [getattr(each, "sent", None) for each in side.read([first, missing])] == [True]
+            side._collect()
+            assert [unpack(packet)[0] for packet in side._packets()][-2:] == [Kind.PRESENT, Kind.REQUEST]
+            on = Asked("one", 4 * BLOCK, BLOCK, 77)
+            side.fill("one", 4, 1, said=True)
+            assert [type(each).__name__ for each in side.read([first, on, missing])] == ["Present", "Pending"]
         told_first = [pending.sent for pending in side.plane._requests]  # what came before the last one is, in Python
-        assert told_first == [True, True, False]
+        assert told_first == [True, True, True, False]
         side.fill("one", 8, 1, said=False)
         with mock.patch.object(side.plane, "_hole_in", side_effect=AssertionError):
             side.answer(0, 0)
-        assert side.plane.counters["allowed"] == 4
+        assert side.plane.counters["allowed"] == 6
 
 
 def test_what_is_known_to_be_read_is_only_counted() -> None:
@@ -368,9 +383,10 @@ def test_a_worker_that_does_not_take_it_is_asked_later() -> None:
 
 
 def test_c_and_python_agree_on_what_both_write_down() -> None:
-    python = (presence.BLOCK, journal.CAPACITY, journal._START, readers.CAPACITY, Kind.REQUEST)
+    python = (presence.BLOCK, journal.CAPACITY, journal._START, readers.CAPACITY, Kind.REQUEST, Kind.PRESENT)
     assert python == (
         lib.EOD_BLOCK, lib.EOD_JOURNAL_CAPACITY, lib.EOD_JOURNAL_START, lib.EOD_READERS_CAPACITY, lib.EOD_REQUEST,
+        lib.EOD_TELL,
     )  # fmt: skip
 
 

@@ -6,10 +6,12 @@ class _Lib:
     EOD_JOURNAL_START: int
     EOD_READERS_CAPACITY: int
     EOD_REQUEST: int
+    EOD_TELL: int
     EOD_OTHER: int
     EOD_PRESENT: int
     EOD_PENDING: int
     EOD_SENT: int
+    EOD_TOLD: int
     EOD_REPEAT: int
     def eod_plane_new(self, group: int, journal: Any, readers: Any) -> Any: ...
     def eod_plane_free(self, plane: Any) -> None: ...

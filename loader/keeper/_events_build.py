@@ -12,14 +12,15 @@ ffibuilder.cdef(
     #define EOD_JOURNAL_START ...
     #define EOD_READERS_CAPACITY ...
     #define EOD_REQUEST ...
-    enum eod_kind { EOD_OTHER, EOD_PRESENT, EOD_PENDING, EOD_SENT, EOD_REPEAT };
+    #define EOD_TELL ...
+    enum eod_kind { EOD_OTHER, EOD_PRESENT, EOD_PENDING, EOD_SENT, EOD_TOLD, EOD_REPEAT };
     struct eod_event {
         uint64_t mask, object, offset, length;
         int32_t fd, pid, kind, failed;
     };
     struct eod_rest {
         uint32_t begin, end;
-        uint64_t repeats, repeated;
+        uint64_t told, repeats, repeated;
     };
     struct eod_plane;
     struct eod_plane *eod_plane_new(int group, uint8_t *journal, uint8_t *readers);

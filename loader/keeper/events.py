@@ -70,7 +70,7 @@ class Events:
 
     def take(self, worker: int, first: int, epoll: int = -1) -> Iterator[Seen | Event]:
         """See to what waits: in the order of the events, those that were seen to, and those that were not. Answered
-        READs that the worker need not be told of are left out (`repeats`).
+        READs of which there is nothing to be told any more are left out (`left_out`).
 
         Requests have the numbers from `first` on in this order; once journaled they are sent to `worker`, a socket,
         unless that is negative, or something comes before them that is not. While nothing comes but what is left out,
@@ -97,13 +97,11 @@ class Events:
         if begin < end:
             yield from parse_events(bytes(self._buffer[begin:end]))
 
-    def repeats(self) -> Repeats | None:
-        """What was left out since this was asked last, if anything was."""
+    def left_out(self) -> tuple[int, Repeats]:
+        """How many were since this was asked last: those that the worker was told of, and the others."""
         rest = self._rest
-        if not rest.repeats:
-            return None
-        found = Repeats(rest.repeats, rest.repeated)
-        rest.repeats = rest.repeated = 0
+        found = rest.told, Repeats(rest.repeats, rest.repeated)
+        rest.told = rest.repeats = rest.repeated = 0
         return found
 
     def allow(self, fd: int, writer: int, thread: int, object_id: int, offset: int, length: int) -> int | None:

@@ -215,10 +215,10 @@ class FanotifyPlane:
             return
         found = [self._note(event) if isinstance(event, Seen) else self._record(event) for event in seen]
         yield from (each for each in found if each is not None)
-        if repeats := self._events.repeats():
-            self.counters.update(
-                {name: self.counters[name] + repeats.number for name in ("events", "present", "allowed")}
-            )
+        told, repeats = self._events.left_out()
+        if number := told + repeats.number:
+            self.counters.update({name: self.counters[name] + number for name in ("events", "present", "allowed")})
+        if repeats.number:
             yield repeats
 
     def _note(self, event: Seen) -> Pending | Present:

@@ -104,7 +104,7 @@ CALLS = {
 
 _REQUEST = struct.Struct("<BQIQQ")
 _ANSWER = struct.Struct("<BQi")
-_REQUEST_KIND, _ANSWER_KIND = int(Kind.REQUEST), int(Kind.ANSWER)
+_REQUEST_KIND, _PRESENT_KIND, _ANSWER_KIND = int(Kind.REQUEST), int(Kind.PRESENT), int(Kind.ANSWER)
 
 
 class Request(NamedTuple):
@@ -146,11 +146,14 @@ def pack_json(kind: Kind, body: dict[str, Any]) -> bytes:
     return packet
 
 
-def unpack_request(packet: bytes) -> Request | None:
-    """What most packets are, quickly; None for any other, and for a malformed one."""
-    if len(packet) != _REQUEST.size or packet[0] != _REQUEST_KIND:
+def unpack_request(packet: bytes) -> tuple[Kind, Request] | None:
+    """What most packets are (REQUEST, PRESENT), quickly; None for any other, and for a malformed one."""
+    if len(packet) != _REQUEST.size:
         return None
-    return Request._make(_REQUEST.unpack(packet)[1:])
+    kind, *body = _REQUEST.unpack(packet)
+    if kind == _REQUEST_KIND:
+        return Kind.REQUEST, Request._make(body)
+    return (Kind.PRESENT, Request._make(body)) if kind == _PRESENT_KIND else None
 
 
 def unpack_answer(packet: bytes) -> Answer | None:

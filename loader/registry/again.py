@@ -6,6 +6,7 @@ only every few seconds, and when anything at all is not as it was the last time.
 
 from __future__ import annotations
 
+import mmap
 import re
 import socket
 import threading
@@ -154,7 +155,7 @@ class _Room:
         """Room for the head and each of the frames in a range of `length` bytes. What was there is lost."""
         size = lib.EOD_LONGEST_HEAD + min(length, MAX_ENCODED_BLOCKS * BLOCK)
         if len(self.buffer) < size:
-            self.buffer = memoryview(bytearray(size))
+            self.buffer = _memory(size)
             self._for_c[0] = self.answer.buffer = ffi.from_buffer("uint8_t[]", self.buffer)
             self.answer.room = size
 
@@ -163,7 +164,7 @@ class _Room:
         if self._for_c[2] is None:
             self._for_c[2] = self.answer.decoder = ffi.gc(lib.ZSTD_createDCtx(), lib.ZSTD_freeDCtx)
         if len(self.plain) < size:
-            self.plain = memoryview(bytearray(size))
+            self.plain = _memory(size)
             self._for_c[1] = self.answer.plain = ffi.from_buffer("uint8_t[]", self.plain)
             self.answer.plain_room = size
 
@@ -171,3 +172,8 @@ class _Room:
         """The frame that has come last, of this size."""
         body = self.answer.body
         return self.buffer[body : body + size]
+
+
+def _memory(size: int) -> memoryview:
+    """Of which nobody clears what is not used."""
+    return memoryview(mmap.mmap(-1, size))

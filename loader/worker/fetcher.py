@@ -127,19 +127,19 @@ class Fetcher:
             return self._take_all(deque(run.flights), request, asked)
 
     def _take_all(self, left: deque[Flight], request: _Request, asked: Asked) -> list[Flight]:
-        while (taken := self._take(left[0], asked)) is not None:
+        table = left[0].file.table
+        while (taken := self._take(left[0], frame := table[left[0].frame], asked)) is not None:
             flight = left.popleft()
-            self._have(flight, taken, request)
+            self._have(flight, frame, taken, request)
             if not left:
                 self._account(request.length, taken.came - request.started, taken.began - request.started)
                 return []
         return self._resume(left, request, asked)
 
-    def _take(self, flight: Flight, asked: Asked) -> Taken | None:
+    def _take(self, flight: Flight, frame: Frame, asked: Asked) -> Taken | None:
         """Its frame, received, checked, decoded where its file holds it so, and mostly written."""
         self._flights.arrives(flight)
         file, writer = flight.file, flight.file.writer
-        frame = file.table[flight.frame]
         if writer is None or not writer.buffered:
             return asked.take(frame, file.decoded)
         try:
@@ -148,8 +148,7 @@ class Fetcher:
         except OSError:  # closed
             return asked.take(frame, file.decoded)
 
-    def _have(self, flight: Flight, taken: Taken, request: _Request) -> None:
-        frame = flight.file.table[flight.frame]
+    def _have(self, flight: Flight, frame: Frame, taken: Taken, request: _Request) -> None:
         if taken.written:
             self._written(flight, frame, taken.data, request.priority)
         elif taken.right:

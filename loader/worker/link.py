@@ -55,8 +55,8 @@ class Link:
                 return
             if not data:
                 return
-            if not ancillary and not flags & socket.MSG_TRUNC and (request := unpack_request(data)) is not None:
-                yield Kind.REQUEST, request, None
+            if not ancillary and not flags & socket.MSG_TRUNC and (plain := unpack_request(data)) is not None:
+                yield *plain, None
                 continue
             fds = _descriptors(ancillary)
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(fds) > 2:

@@ -188,7 +188,8 @@ class ReadAhead:
                 "scan": self._scan(file, frames, hints, read),
             }
             for name, guessed in guesses.items():
-                chosen.update(self._judged(self._judges[name], file, guessed, read))
+                if guessed:
+                    chosen.update(self._judged(self._judges[name], file, guessed, read))
         return list(chosen)
 
     def _moves_stream(self, file: CacheFile, frames: range) -> bool:

@@ -35,7 +35,7 @@ class Scan:
             self._open -= self._table.frame_encoded_size(frame)
             self._came += self._table.frame_encoded_size(frame)
         before = range(max(0, frames.start - NEIGHBOURS), frames.start)
-        if sum(frame in read for frame in before) < max(LEAST, len(before) / 2):
+        if sum(map(read.__contains__, before)) < max(LEAST, len(before) / 2):
             return []
         return self._fill(frames.stop, following, read, min(most, max(self._came // 2, FIRST_WINDOW)))
 

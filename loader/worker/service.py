@@ -56,7 +56,7 @@ log = logging.getLogger(__name__)
 # window would make a second request for the bit.
 RANGE_LIMITS = (4 << 20, 16 << 20, 8 << 20)
 EXPIRE_INTERVAL = 0.25  # seconds
-LISTEN_INTERVAL = 1.0  # seconds for which READs of what was just read are not heard of
+LISTEN_INTERVAL = 5.0  # seconds for which READs of what was just read are not heard of
 CHECKPOINT_INTERVAL = 5.0
 
 

@@ -2,6 +2,7 @@
 #include "events.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -34,6 +35,7 @@ struct eod_plane {
 	struct slot *journal, *readers;
 	struct object *objects; /* by device and inode: open addressing, a power of two, at most half full */
 	size_t room, count;
+	uint64_t last_object, last_end; /* of what was present, and not known to be read, last */
 	uint32_t known[8192]; /* slots of readers, by the low bits of the thread's number; the slot itself says whose it is */
 };
 
@@ -225,10 +227,10 @@ static void journal(struct eod_plane *plane, const struct eod_event *event)
 	__atomic_store_n(&slot->first, event->object + 1, __ATOMIC_RELEASE);
 }
 
-static int ask(int worker, uint64_t id, const struct eod_event *event)
+static int say(int worker, uint8_t kind, uint64_t id, const struct eod_event *event)
 {
 	const struct request request = { /* little endian, as all machines are that this runs on: else none is sent */
-		EOD_REQUEST, id, (uint32_t)event->object, event->offset, event->length,
+		kind, id, (uint32_t)event->object, event->offset, event->length,
 	};
 
 	if (__BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__ || event->object > UINT32_MAX)
@@ -278,12 +280,32 @@ static enum eod_kind see_to(struct eod_plane *plane, struct eod_event *event)
 	return EOD_PENDING;
 }
 
+/* Whether an event is where the last one of its kind ended. */
+static int goes_on(struct eod_plane *plane, const struct eod_event *event)
+{
+	const int found = plane->last_object == event->object && plane->last_end == event->offset;
+
+	plane->last_object = event->object;
+	plane->last_end = event->offset + event->length;
+	return found;
+}
+
+/* Tell the worker of an event, if that is what it is for, and nothing else comes before it. */
+static enum eod_kind told(struct eod_plane *plane, int worker, uint64_t id, const struct eod_event *event)
+{
+	if (event->kind == EOD_PENDING)
+		return worker >= 0 && say(worker, EOD_REQUEST, id, event) ? EOD_SENT : EOD_PENDING;
+	if (event->kind != EOD_PRESENT || goes_on(plane, event) || worker < 0 || event->failed)
+		return event->kind;
+	return say(worker, EOD_TELL, 1, event) ? EOD_TOLD : EOD_PRESENT;
+}
+
 static int take_once(struct eod_plane *plane, int worker, uint64_t first, uint8_t *buffer, size_t room,
 		     struct eod_event *events, struct eod_rest *rest)
 {
 	const ssize_t have = read(plane->group, buffer, room);
 	size_t at = 0;
-	int count = 0, sends = worker >= 0;
+	int count = 0;
 
 	if (have < 0)
 		return -errno;
@@ -299,15 +321,17 @@ static int take_once(struct eod_plane *plane, int worker, uint64_t first, uint8_
 			.fd = plain.event.fd, .pid = plain.event.pid,
 		};
 		event->kind = see_to(plane, event);
+		event->kind = told(plane, worker, first + (uint64_t)count, event);
 		if (event->kind == EOD_REPEAT) {
 			rest->repeats++;
 			rest->repeated += event->length;
-			continue;
+		} else if (event->kind == EOD_TOLD) {
+			rest->told++;
+		} else {
+			count++;
+			if (event->kind != EOD_SENT)
+				worker = -1; /* what Python is to tell of this one comes before all others */
 		}
-		sends = sends && event->kind == EOD_PENDING;
-		if (sends && (sends = ask(worker, first + (uint64_t)count, event)))
-			event->kind = EOD_SENT;
-		count++;
 	}
 	rest->begin = (uint32_t)at;
 	rest->end = (uint32_t)have;
@@ -327,6 +351,8 @@ static int only_events(int epoll, int group)
 {
 	struct epoll_event ready[2];
 
+	/* Who was just let through may wait for this very processor: then his next event is there without a sleep. */
+	sched_yield();
 	return epoll_wait(epoll, ready, 2, EOD_SOON) == 1 && ready[0].data.fd == group;
 }
 

@@ -14,6 +14,7 @@
 #define EOD_JOURNAL_START 4096
 #define EOD_READERS_CAPACITY 65536 /* readers.py */
 #define EOD_REQUEST 3		/* protocol.py */
+#define EOD_TELL 9
 
 #define EOD_SOON 2 /* milliseconds in which the next event comes while a reader is busy */
 
@@ -22,6 +23,7 @@ enum eod_kind {
 	EOD_PRESENT, /* all of it is there: answered, and its descriptor closed */
 	EOD_PENDING, /* journaled */
 	EOD_SENT,    /* and the worker was asked */
+	EOD_TOLD,    /* as EOD_PRESENT, and the worker was told: only counted */
 	EOD_REPEAT,  /* as EOD_PRESENT, and the worker knows it to be read: only counted */
 };
 
@@ -33,10 +35,10 @@ struct eod_event {
 };
 
 /* Where the first event lies that is not of the plain shape, and where the last one ends. Added up: events that were
- * EOD_REPEAT, and their bytes. */
+ * EOD_TOLD, those that were EOD_REPEAT, and the bytes of these. */
 struct eod_rest {
 	uint32_t begin, end;
-	uint64_t repeats, repeated;
+	uint64_t told, repeats, repeated;
 };
 
 struct eod_plane;
@@ -56,10 +58,12 @@ void eod_plane_reader(struct eod_plane *plane, uint32_t thread, uint32_t slot);
 /* Read what events wait into `buffer`, and see to them in their order. Requests get numbers from `first` on, and once
  * journaled go to `worker`, a socket, unless it is negative, or something that comes before them is left to Python.
  *
- * While all that comes are repeats, and nothing else is ready of what `epoll` (negative: none) waits for, it goes on, for
- * `longest` milliseconds: that is how one reads what is there, and Python would take as long as all else of it.
+ * The worker is told of what is present, unless it goes on where the last such event ended: that is left to Python, which
+ * says more at once (notes.py). While all that comes is only counted, and nothing else is ready of what `epoll` (negative:
+ * none) waits for, it goes on, for `longest` milliseconds: that is how one reads what is there, and Python would take as
+ * long as all else of it.
  *
- * The number of `events` (of which there must be room / 48), without the repeats; -errno if nothing could be read. */
+ * The number of `events` (of which there must be room / 48), without those that are only counted; -errno if nothing could be read. */
 int eod_plane_take(struct eod_plane *plane, int worker, int epoll, uint32_t longest, uint64_t first, uint8_t *buffer,
 		   size_t room, struct eod_event *events, struct eod_rest *rest);
 
