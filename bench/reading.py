@@ -34,11 +34,12 @@ APART = NEAR + 1
 COLD_NOTE = (
     "whatever is read of a frame, the kernel decodes all of its 128 KiB, for it reads ahead to the frame's end: 200 µs"
     " and more, the limit below. Timed step by step: 30 µs go by until the kernel has queued the event, 30 to 40 for"
-    " each of three sleepers to be woken on another processor, 70 for verifying and writing. That is more than the goal"
-    " without a line of Python, of which the worker has 75 µs a READ if it does nothing else, and twice as much here,"
-    " where each step finds the processor's caches cold. Tried, and no faster: the answer sent in C by who has written"
-    " the frame, no thread woken to listen meanwhile, and the processor given up to who was woken. In C all of it would"
-    " take about 500 µs. Smaller frames help: a database's are of 64 KiB, and its blob is 18 % larger for that"
+    " each of three sleepers to be woken on another processor, 70 for verifying and writing (45 since what the"
+    " processor can do is asked for once: the question leaves a virtual machine). That is more than the goal without a"
+    " line of Python, of which the worker has 75 µs a READ if it does nothing else, and twice as much here, where each"
+    " step finds the processor's caches cold. Tried, and no faster: the answer sent in C by who has written the frame,"
+    " no thread woken to listen meanwhile, and the processor given up to who was woken. In C all of it would take about"
+    " 500 µs. Smaller frames help: a database's are of 64 KiB, and its blob is 18 % larger for that"
 )
 DECODED_NOTE = (
     "of a frame of 44 KiB, the worker needs 25 µs to verify it, 140 to decode its 128 KiB, and 35 to write them; the"
