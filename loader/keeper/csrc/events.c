@@ -36,6 +36,7 @@ struct eod_plane {
 	struct object *objects; /* by device and inode: open addressing, a power of two, at most half full */
 	size_t room, count;
 	uint64_t last_object, last_end; /* of what was present, and not known to be read, last */
+	int last_pid, others; /* who read last, and whether that was not who did before */
 	uint32_t known[8192]; /* slots of readers, by the low bits of the thread's number; the slot itself says whose it is */
 };
 
@@ -320,6 +321,8 @@ static int take_once(struct eod_plane *plane, int worker, uint64_t first, uint8_
 			.mask = plain.event.mask, .offset = plain.range.offset, .length = plain.range.count,
 			.fd = plain.event.fd, .pid = plain.event.pid,
 		};
+		plane->others = event->pid != plane->last_pid;
+		plane->last_pid = event->pid;
 		event->kind = see_to(plane, event);
 		event->kind = told(plane, worker, first + (uint64_t)count, event);
 		if (event->kind == EOD_REPEAT) {
@@ -347,13 +350,15 @@ static uint64_t milliseconds(void)
 }
 
 /* Whether events come soon, and nothing else of what Python waits for. */
-static int only_events(int epoll, int group)
+static int only_events(const struct eod_plane *plane, int epoll)
 {
 	struct epoll_event ready[2];
 
-	/* Who was just let through may wait for this very processor: then his next event is there without a sleep. */
-	sched_yield();
-	return epoll_wait(epoll, ready, 2, EOD_SOON) == 1 && ready[0].data.fd == group;
+	/* Of several readers one may wait for this very processor: then his next event is there without a sleep. With one,
+	 * the next is there sooner if we sleep, for who is woken goes before whoever decodes meanwhile. */
+	if (plane->others)
+		sched_yield();
+	return epoll_wait(epoll, ready, 2, EOD_SOON) == 1 && ready[0].data.fd == plane->group;
 }
 
 int eod_plane_take(struct eod_plane *plane, int worker, int epoll, uint32_t longest, uint64_t first, uint8_t *buffer,
@@ -365,7 +370,7 @@ int eod_plane_take(struct eod_plane *plane, int worker, int epoll, uint32_t long
 	do
 		count = take_once(plane, worker, first, buffer, room, events, rest);
 	while (!count && rest->begin == rest->end && epoll >= 0 && milliseconds() < until &&
-	       only_events(epoll, plane->group));
+	       only_events(plane, epoll));
 	return count;
 }
 
