@@ -226,8 +226,8 @@ def another_table(table: FrameTable, others: Iterable[ImageRecord]) -> Integrity
     names = ", ".join(image.name for image in others) or "none is known"
     return IntegrityError(
         f"blob {table.blob_digest}: this image has another frame table of it than what is in use, so one of the images"
-        f" is not what it says: unmount or remove the others ({names}), or this one (what was unmounted stays in use while"
-        " a mount namespace lives that was made before)"
+        f" is not what it says: unmount or remove the others ({names}), or this one (what was unmounted stays in use"
+        " while a mount namespace lives that was made before)"
     )
 
 
