@@ -176,4 +176,4 @@ class _Room:
 
 def _memory(size: int) -> memoryview:
     """Of which nobody clears what is not used."""
-    return memoryview(mmap.mmap(-1, size))
+    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
