@@ -19,6 +19,7 @@ $EROFS_LOADER_CONFIG, and before it --config, name another file:
     connections = 8                       # fetches in flight at once
     prefetch_connections = 4              # of these, at most so many for what nobody waits for yet
     readahead = "16M"                     # most bytes that are fetched ahead of one sequential reader
+    rest = true                           # once a third of a blob was read, fetch the rest of it as readers go on
 
 The tables for registries (mirrors, CAs, …) are read by `loader.registry` from the same file. The worker gets the
 whole configuration from its parent as JSON in the environment variable EROFS_LOADER_SETTINGS (`encode`, `decode`).
@@ -69,6 +70,7 @@ class Config:
     connections: int = 8
     prefetch_connections: int = 4
     readahead: int = 16 << 20
+    rest: bool = True
     given: tuple[str, ...] = ()  # what the command line said, over whatever the file says later
 
     def encode(self) -> str:
@@ -164,6 +166,6 @@ def _converted(name: str, value: Any, where: str, called: str) -> Any:
     if name in ("domain", "page_domain") and not (isinstance(value, str) and DOMAIN.match(value)):
         choice = "auto, off, or a name" if name == "page_domain" else "a name"
         raise UsageError(f"{where}: {called} is {value!r}", hint=f"{choice} of letters, digits, . _ / : and -")
-    if name == "insecure" and not isinstance(value, bool):
+    if name in ("insecure", "rest") and not isinstance(value, bool):
         raise UsageError(f"{where}: {called} must be true or false, not {value!r}")
     return value

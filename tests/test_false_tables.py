@@ -24,7 +24,7 @@ from erofs_builder.frames import FrameTable
 from erofs_builder.hot import crc32c_state
 from erofs_builder.payload import decode_payload, device_tag, encode_payload
 from fuzz.formats import sealed
-from loader.worker.service import CHECKPOINT_INTERVAL
+from loader.worker.housekeeping import CHECKPOINT_INTERVAL
 from tests.images.layout import Layout
 from tests.support.oracles import run
 

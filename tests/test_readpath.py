@@ -49,9 +49,11 @@ class Rig:
         self.flights = FlightTable(8, 2, (1 << 20, 1 << 20, 1 << 20))
         self.asked_for_room: list[int] = []
         outages = Outages(deadline)
+        self.said_whole = threading.Event()
         self.fetcher = Fetcher(
-            self.flights, opened, self.counters, LinkEstimate(), lambda size: self._room(size, room), outages
-        )
+            self.flights, opened, self.counters, LinkEstimate(), lambda size: self._room(size, room), outages,
+            self.said_whole.set,
+        )  # fmt: skip
         self.fetcher.start(8)
         self.evicted: Callable[[], None] = lambda: None
         self.answers: dict[int, list[int]] = {}
@@ -117,6 +119,7 @@ def test_a_read_is_filled_from_one_range(rig: Rig) -> None:
     rig.read(1, 0, len(rig.whole))
     assert rig.wait(1) == [0]
     assert rig.on_disk() == rig.whole
+    assert rig.said_whole.wait(20)
     assert rig.sources[0].ranges == [(0, len(rig.blob.encoded))]
     rig.read(2, 4096, 4096)
     assert rig.wait(2) == [0]
@@ -132,6 +135,8 @@ def test_only_the_frames_under_a_read_are_fetched(rig: Rig) -> None:
     assert rig.sources[0].ranges == [(frame.encoded_offset, frame.encoded_size)]
     expected = bytes(offset) + rig.whole[offset : offset + size] + bytes(len(rig.whole) - offset - size)
     assert rig.on_disk() == expected
+    rig.close()
+    assert not rig.said_whole.is_set()
 
 
 def test_eight_readers_make_one_fetch(rig: Rig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -13,8 +13,10 @@ from erofs_builder.hints import Hints
 from erofs_builder.hints_codec import encode_hints
 from erofs_builder.payload import Form, Payload
 from loader.cache.files import CacheFile
+from loader.worker.housekeeping import Housekeeper
 from loader.worker.link_estimate import LinkEstimate
 from loader.worker.readahead import Judge, ReadAhead
+from loader.worker.rest import Rest
 from loader.worker.service import Service
 from tests.support.cache_files import open_file, sample
 
@@ -24,8 +26,8 @@ def file(tmp_path: Path) -> CacheFile:
     return open_file(tmp_path, sample(800), Form.ENCODED)
 
 
-def _ahead(file: CacheFile, hints: Hints | None = None) -> ReadAhead:
-    ahead = ReadAhead(LinkEstimate(), 2 << 20)
+def _ahead(file: CacheFile, hints: Hints | None = None, *, rest: bool = False) -> ReadAhead:
+    ahead = ReadAhead(LinkEstimate(), 2 << 20, rest)
     ahead.learn(file.blob.raw, len(file.table), hints or Hints())
     return ahead
 
@@ -133,25 +135,23 @@ def test_what_was_told_of_a_blob_is_forgotten_once_it_stays_closed(file: CacheFi
     ahead = _ahead(file, Hints({frame: range(3) for frame in range(3)}))
     ahead.expect(b"listed", [1])
     open_blobs: set[bytes] = {file.blob.raw}
-    service = SimpleNamespace(
-        objects=SimpleNamespace(files=lambda: [file] if open_blobs else []),
-        mounting=SimpleNamespace(release_unused=lambda: 0),
-        collector=SimpleNamespace(may_complete=lambda: False),
-        readahead=ahead,
+    service: Any = SimpleNamespace(
+        files=lambda: [file] if open_blobs else [], release_unused=lambda: 0, may_complete=lambda: False
     )
+    housekeeper = Housekeeper(service, service, service, ahead, service, service)
     for _ in range(2):
-        Service._housekeeping(cast("Service", service))
+        housekeeper.look_after()
     assert not ahead._listed
     assert ahead.after(file, _one(1)) == [2, 0]
     open_blobs.clear()
-    Service._housekeeping(cast("Service", service))  # it may have been opened in this moment
+    housekeeper.look_after()  # it may have been opened in this moment
     assert ahead._hints
     open_blobs.add(file.blob.raw)
-    Service._housekeeping(cast("Service", service))
+    housekeeper.look_after()
     open_blobs.clear()
-    Service._housekeeping(cast("Service", service))
+    housekeeper.look_after()
     assert ahead._hints
-    Service._housekeeping(cast("Service", service))
+    housekeeper.look_after()
     assert not ahead._hints
 
 
@@ -184,6 +184,46 @@ def test_a_walk_that_ends_early_costs_less_than_it_has_saved(file: CacheFile) ->
 def test_reading_part_of_what_lies_together_is_no_walk(file: CacheFile) -> None:
     waited, in_vain = _read_all(_ahead(file), file, [frame for frame in _walk(800) if frame % 40 < 12])
     assert (waited, in_vain) == (240, [])
+
+
+def _scattered(count: int) -> list[int]:
+    """Frames of a blob of 800, no two near each other in time."""
+    return [frame * 331 % 800 for frame in range(count)]
+
+
+def test_the_rest_comes_once_a_third_of_a_blob_was_read(file: CacheFile) -> None:
+    assert _read_all(_ahead(file, rest=True), file, _scattered(264)) == (264, [])
+    without, _ = _read_all(_ahead(file), file, _scattered(800))
+    waited, in_vain = _read_all(_ahead(file, rest=True), file, _scattered(800))
+    assert waited < without / 2
+    assert not in_vain
+
+
+@pytest.mark.parametrize("count", range(260, 800, 20))
+def test_no_more_of_the_rest_comes_in_vain_than_was_read(file: CacheFile, count: int) -> None:
+    _, in_vain = _read_all(_ahead(file, rest=True), file, _scattered(count))
+    assert len(in_vain) <= count
+    assert (len(in_vain) + count == 800) == (count > 400)
+
+
+def test_the_rest_is_not_fetched_twice(file: CacheFile) -> None:
+    rest = Rest(file.table)
+    fetched = [frame for _ in range(800) for frame in rest.after(4096, (), file.ready)]
+    assert fetched == list(range(800))
+
+
+def test_what_is_there_already_is_no_part_of_the_rest(file: CacheFile) -> None:
+    for frame in range(0, 800, 2):
+        file.ready.set(frame)
+    ahead = _ahead(file, rest=True)
+    assert not any(frame % 2 == 0 for read in _scattered(800) for frame in ahead.after(file, _one(read)))
+
+
+def test_a_start_by_a_list_does_not_bring_the_rest(file: CacheFile) -> None:
+    """A rebuilt layout's own blob holds what a start reads, and behind it what nobody does."""
+    ahead = _ahead(file, rest=True)
+    ahead.expect(file.blob.raw, range(600))
+    assert _read_all(ahead, file, range(600)) == (600, [])
 
 
 def test_reading_a_frame_again_tells_nothing(file: CacheFile) -> None:

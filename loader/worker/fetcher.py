@@ -69,11 +69,12 @@ class _Request(NamedTuple):
 
 
 class Fetcher:
-    """The fetching threads. `make_room(bytes)` is asked once when a file system is full."""
+    """The fetching threads. `make_room(bytes)` is asked once when a file system is full, `whole()` called as soon as
+    all of a file is there."""
 
     def __init__(
         self, flights: FlightTable, sources: Sources, counters: Counters, link: LinkEstimate,
-        make_room: Callable[[int], int], outages: Outages,
+        make_room: Callable[[int], int], outages: Outages, whole: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self._flights = flights
         self._sources = sources
@@ -81,6 +82,7 @@ class Fetcher:
         self._link = link
         self._make_room = make_room
         self._outages = outages
+        self._whole = whole
         self._local = threading.local()
         self._threads: list[threading.Thread] = []
         self.last_errors: dict[str, str] = {}  # by source, for `status`
@@ -260,6 +262,8 @@ class Fetcher:
     def _landed(self, flight: Flight, size: int, priority: Priority) -> None:
         """A frame is ready: whoever waits goes on, then all else is noted."""
         self._flights.land(flight)
+        if flight.file.ready.complete:
+            self._whole()
         self.last_errors.pop(flight.file.key, None)
         self._counters.add(_COUNTED[priority])
         self._counters.add("written_bytes", size)

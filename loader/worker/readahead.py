@@ -11,6 +11,7 @@ of its guesses, also of those that were not followed, and is followed only while
                this reader has read already, in steps that make large ranges
     scan       most of what lies before a frame in the blob was read: all of a tree is, file after file, as tar or a
                search does; what lies behind, whichever files that is
+    rest       a third of a blob was read: all of it, as readers go on (bounded by itself, and not judged)
 
 Groups, packages and companions come from the image (erofs_builder/hints.py).
 """
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from erofs_builder.hints import NO_HINTS, Hints
 from loader.cache.files import CacheFile
 from loader.worker.link_estimate import LinkEstimate
+from loader.worker.rest import Rest
 from loader.worker.scan import Scan
 
 MAX_STREAMS = 64  # sequential readers remembered per worker
@@ -100,14 +102,17 @@ class _Stream:
 class ReadAhead:
     """Guesses for all cache files of a worker. Thread-safe."""
 
-    def __init__(self, link: LinkEstimate, limit: int) -> None:
+    def __init__(self, link: LinkEstimate, limit: int, rest: bool = True) -> None:
+        """`limit`: bytes ahead of one reader. `rest`: whether what is left of a blob may be guessed."""
         self._link = link
         self._limit = limit
+        self._rest = rest
         self._lock = threading.Lock()
         self._clock = 0
         self._streams: OrderedDict[Key, _Stream] = OrderedDict()  # by the frame that is to be read next
         self._read: dict[CacheFile, dict[int, int]] = {}  # frame → when it was read first
         self._scans: dict[CacheFile, Scan] = {}
+        self._rests: dict[CacheFile, Rest] = {}
         self._listed: dict[bytes, frozenset[int]] = {}
         self._followers: dict[CacheFile, dict[int, tuple[Key, ...]]] = {}
         self._hints: dict[bytes, tuple[int, Hints]] = {}
@@ -171,6 +176,7 @@ class ReadAhead:
                 return []  # mostly: a frame holds many small files, and each of them is read
             self._clock += 1
             hints = self._hints_of(file)
+            fresh = sum(file.table.frame_encoded_size(frame) for frame in frames if frame not in read)
             for frame in frames:
                 read.setdefault(frame, self._clock)
                 for judge in self._judges.values():
@@ -190,6 +196,8 @@ class ReadAhead:
             for name, guessed in guesses.items():
                 if guessed:
                     chosen.update(self._judged(self._judges[name], file, guessed, read))
+            if self._rest:
+                chosen.update(dict.fromkeys(self._rest_of(file).after(fresh, read, file.ready)))
         return list(chosen)
 
     def _moves_stream(self, file: CacheFile, frames: range) -> bool:
@@ -267,6 +275,12 @@ class ReadAhead:
         stream.asked = asked
         return range(begin, asked)
 
+    def _rest_of(self, file: CacheFile) -> Rest:
+        rest = self._rests.get(file)
+        if rest is None:
+            rest = self._rests[file] = Rest(file.table)
+        return rest
+
     def _scan(self, file: CacheFile, frames: range, hints: Hints, read: Container[int]) -> list[int]:
         scan = self._scans.setdefault(file, Scan(file.table))
         group = hints.groups.get(frames.stop - 1)  # of its own file others take care
@@ -280,6 +294,7 @@ class ReadAhead:
                 del self._streams[key]
             self._read.pop(file, None)
             self._scans.pop(file, None)
+            self._rests.pop(file, None)
             self._followers.pop(file, None)
             for judge in self._judges.values():
                 judge.drop(file)

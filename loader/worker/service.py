@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import logging
 import os
-import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -16,11 +14,9 @@ from typing import Any
 from erofs_builder.errors import FormatError
 from erofs_builder.payload import Form, Payload
 from loader.cache.claims import LEAST_AHEAD, FlightTable
-from loader.cache.files import CacheFile
 from loader.cache.layout import Layout
 from loader.cache.records import open_state
 from loader.config import Config
-from loader.errors import LoaderError
 from loader.keeper.protocol import Kind, Request
 from loader.registry.config import RegistryConfig
 from loader.registry.open import Opener
@@ -32,6 +28,7 @@ from loader.worker.eviction import Culler, FrameEvictor
 from loader.worker.fetcher import Fetcher
 from loader.worker.hands import Hands
 from loader.worker.hints import hints_of
+from loader.worker.housekeeping import Housekeeper, checkpoint
 from loader.worker.images import Images
 from loader.worker.kernel_look import KernelLook
 from loader.worker.link import Link, Packet
@@ -40,7 +37,6 @@ from loader.worker.mounting import Mounting
 from loader.worker.objects import Objects
 from loader.worker.outages import Outages
 from loader.worker.patrol import Patrol
-from loader.worker.proof import prove
 from loader.worker.readahead import ReadAhead
 from loader.worker.readpath import ReadPath
 from loader.worker.scrub import Scrubber
@@ -57,7 +53,6 @@ log = logging.getLogger(__name__)
 RANGE_LIMITS = (4 << 20, 16 << 20, 8 << 20)
 EXPIRE_INTERVAL = 0.25  # seconds
 LISTEN_INTERVAL = 5.0  # seconds for which READs of what was just read are not heard of
-CHECKPOINT_INTERVAL = 5.0
 
 
 class Service:
@@ -81,7 +76,7 @@ class Service:
         self.flights = FlightTable(
             config.connections, config.prefetch_connections, RANGE_LIMITS, lambda: self.link_estimate.ahead
         )
-        self.readahead = ReadAhead(self.link_estimate, config.readahead)
+        self.readahead = ReadAhead(self.link_estimate, config.readahead, config.rest)
         self.starts = Starts(self.layout, self.flights, self.readahead)
         self.images = Images(
             self.layout, self.state, self.sources, self.counters, self.starts, one_table=plane == "cachefiles"
@@ -99,9 +94,11 @@ class Service:
             culler, self.counters, config.quota,
         )  # fmt: skip
         self.outages = Outages(config.deadline)
+        self.housekeeper = Housekeeper(self.objects, self.collector, self.mounting, self.readahead, self.state, link)
         self.fetcher = Fetcher(
-            self.flights, self.sources, self.counters, self.link_estimate, self.collector.make_room, self.outages
-        )
+            self.flights, self.sources, self.counters, self.link_estimate, self.collector.make_room, self.outages,
+            self.housekeeper.hurry,
+        )  # fmt: skip
         self.readpath = ReadPath(
             self.objects, self.flights, self.readahead, self.counters, link.answer, self.executor, self.outages,
             self.fetcher.why, quiet=True,
@@ -143,7 +140,7 @@ class Service:
         """Handle the keeper's packets until it hangs up. Nothing in here waits for the network or a CALL."""
         self.executor.submit(importlib.import_module, "loader.registry.session")  # or the first mount waits for it
         threading.Thread(target=self._expire, name="expire", daemon=True).start()
-        threading.Thread(target=self._housekeep, name="housekeep", daemon=True).start()
+        threading.Thread(target=self.housekeeper.run, args=(self._stopped,), name="housekeep", daemon=True).start()
         threading.Thread(target=self.patrol.run, args=(self._stopped,), name="patrol", daemon=True).start()
         threading.Thread(target=self.collector.run, args=(self._stopped,), name="quota", daemon=True).start()
         hands = Hands(self.flights, packets, self._packet, self.readpath.follow, self.fetcher.fetch)
@@ -185,7 +182,7 @@ class Service:
             return
         file = item.file
         self.readahead.forget(file)
-        _checkpoint(file)
+        checkpoint(file)
         self.objects.close(number)
         self.flights.forget(file)
 
@@ -210,43 +207,6 @@ class Service:
             except Exception:
                 log.exception("looking after those who wait failed")
 
-    def _housekeep(self) -> None:
-        while not self._stopped.wait(CHECKPOINT_INTERVAL):
-            try:
-                self._housekeeping()
-            except Exception:
-                log.exception("housekeeping failed")
-
-    def _housekeeping(self) -> None:
-        used = [file for file in self.objects.files() if file.ready.dirty]
-        for file in used:
-            _checkpoint(file)
-        if used:
-            self._note_use(used)
-        for file in self.objects.files():
-            if file.trusted and file.ready.complete and not file.completed and self.collector.may_complete():
-                self._complete(file)
-        self.mounting.release_unused()
-        self.readahead.keep({file.blob.raw for file in self.objects.files()})
-
-    def _note_use(self, files: list[CacheFile]) -> None:
-        try:
-            self.state.touch_blobs([(file.blob, file.form) for file in files])
-        except sqlite3.OperationalError as error:
-            log.error("cannot record what was used last: %s", error)
-
-    def _complete(self, file: CacheFile) -> None:
-        """A whole file needs no mark: its readers never come to us again."""
-        if file.refuted or (file.form is Form.ENCODED and not prove(file)):
-            return
-        try:
-            with self.collector.completing(file) as complete:
-                if complete:
-                    self.link.call("complete", object=file.object)
-                    file.completed = True
-        except (LoaderError, OSError) as error:
-            log.warning("cannot complete %s: %s", file, error)
-
     def log_waiting(self) -> None:
         """Log what readers wait for, and since when."""
         waiting = sorted(self.flights.waiting(), key=lambda item: -item[2])
@@ -259,16 +219,8 @@ class Service:
         self._stopped.set()
         self.flights.stop()
         for file in self.objects.files():
-            _checkpoint(file)
+            checkpoint(file)
         self.executor.shutdown(wait=False, cancel_futures=True)
         self.sources.close()
         self._opener.close()
         self.state.close()
-
-
-def _checkpoint(file: CacheFile) -> None:
-    try:
-        file.checkpoint()
-    except OSError as error:
-        if error.errno != errno.EBADF:
-            log.error("cannot sync %s: %s", file, error)

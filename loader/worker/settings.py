@@ -18,7 +18,9 @@ from loader.registry.config import RegistryConfig, load_registry_config
 log = logging.getLogger(__name__)
 
 # All else is the keeper's too, or is what mounts were made with: a restart takes it.
-RELOADED = ("insecure", "quota", "scrub_days", "log_level", "connections", "prefetch_connections", "readahead")
+RELOADED = (
+    "insecure", "quota", "scrub_days", "log_level", "connections", "prefetch_connections", "readahead", "rest",
+)  # fmt: skip
 
 
 def current_settings(config: Config, default: Path = DEFAULT_FILE) -> tuple[Config, RegistryConfig]:

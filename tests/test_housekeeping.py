@@ -1,0 +1,110 @@
+"""What a worker does for its open files by the clock, and what does not wait for it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from erofs_builder.payload import Form
+from loader.cache.files import CacheFile
+from loader.worker import housekeeping
+from loader.worker.housekeeping import Housekeeper
+from tests.support.cache_files import open_file, sample
+
+
+class Around:
+    """All that a housekeeper has to do with, of one file; `called` are the keeper's calls."""
+
+    def __init__(self, file: CacheFile) -> None:
+        self.file, self.room = file, True
+        self.called: list[tuple[str, int]] = []
+        self.told = threading.Event()
+
+    def files(self) -> list[CacheFile]:
+        return [self.file]
+
+    def may_complete(self) -> bool:
+        return self.room
+
+    @contextmanager
+    def completing(self, file: CacheFile) -> Iterator[bool]:
+        yield file.ready.complete
+
+    def call(self, name: str, **arguments: int) -> None:
+        self.called.append((name, arguments["object"]))
+        self.told.set()
+
+    def release_unused(self) -> int:
+        return 0
+
+    def keep(self, blobs: set[bytes]) -> None:
+        pass
+
+    def touch_blobs(self, blobs: object) -> None:
+        pass
+
+
+@pytest.fixture(params=list(Form))
+def around(request: pytest.FixtureRequest, tmp_path: Path) -> Around:
+    blob = sample(12)
+    file = open_file(tmp_path, blob, request.param)
+    for frame in file.table:
+        encoded = bytes(blob.encoded[frame.encoded_offset :][: frame.encoded_size])
+        decoded = bytes(blob.decoded[frame.decoded_offset :][: frame.decoded_size])
+        file.write(frame, decoded if file.decoded else encoded)
+    return Around(file)
+
+
+def _keeper_of_house(around: Around) -> Housekeeper:
+    anything: Any = around
+    return Housekeeper(anything, anything, anything, anything, anything, anything)
+
+
+def test_a_whole_file_does_not_wait_for_the_clock(around: Around, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(housekeeping, "CHECKPOINT_INTERVAL", 3600.0)
+    housekeeper, stopped = _keeper_of_house(around), threading.Event()
+    thread = threading.Thread(target=housekeeper.run, args=(stopped,))
+    thread.start()
+    try:
+        assert not around.told.wait(0.3)  # nobody has said so
+        housekeeper.hurry()
+        assert around.told.wait(20)
+    finally:
+        stopped.set()
+        housekeeper.hurry()
+        thread.join()
+    assert around.called == [("complete", 1)]
+    assert around.file.completed
+    assert not around.file.ready.dirty
+
+
+def test_a_file_that_lacks_a_frame_keeps_its_mark(around: Around) -> None:
+    around.file.forget([3])
+    _keeper_of_house(around).complete()
+    assert not around.called
+
+
+def test_over_the_quota_a_whole_file_keeps_its_mark(around: Around) -> None:
+    around.room = False
+    _keeper_of_house(around).complete()
+    assert not around.called
+
+
+def test_what_the_disk_did_not_take_keeps_its_mark(around: Around, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    housekeeper = _keeper_of_house(around)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", fails)
+        housekeeper.look_after()
+    assert not around.called
+    housekeeper.look_after()
+    assert around.called == [("complete", 1)]
