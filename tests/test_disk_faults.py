@@ -7,7 +7,7 @@ import random
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,13 +16,13 @@ from erofs_builder.digest import Digest
 from erofs_builder.payload import Form
 from loader.cache.files import CacheFile, load_table, prepare_blob
 from loader.cache.layout import Layout
-from loader.cache.ready import ReadyMap
+from loader.cache.ready import NotTakenError, ReadyMap
 from loader.cache.writer import BufferedWriter
 from tests.support.cache_files import sample, table_of
 from tests.support.daemon import Daemon, convert, drop_caches, make_files, make_tree, read_all, start_cat, start_reader
 from tests.support.daemon import result as result_of
 from tests.support.faulty_registry import FaultyRegistry
-from tests.support.loop_disk import LoopDisk, QuotaDisk
+from tests.support.loop_disk import FailingDisk, LoopDisk, QuotaDisk
 from tests.support.registry import docker_registry
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
@@ -410,6 +410,39 @@ def test_a_quota_evicts_what_nobody_reads(tmp_path: Path, published: Published, 
         assert read_all(mounted) == digests
         assert not any(value.startswith("errno") for value in read_all(second).values())
         assert daemon.counters()["requests_failed"] == 0
+
+
+@pytest.mark.parametrize("form", list(Form))
+def test_what_a_failing_disk_did_not_take_is_not_there(tmp_path: Path, form: Form) -> None:
+    """The kernel says so once, and from then on has zeros or what it has."""
+    blob = sample(64)
+    table = table_of(blob)
+    whole = bytes(blob.decoded if form is Form.DECODED else blob.encoded)
+    with FailingDisk(tmp_path / "device", 32 << 20) as disk:
+        file = _open(disk.path / "root", table.blob_digest, form, 0, table)
+        _write(file, whole, range(20))
+        file.checkpoint()
+        disk.fail()
+        _write(file, whole, range(40, 64))  # not next to others: to a loop device half a write is a whole one
+        with pytest.raises(NotTakenError):
+            file.checkpoint()
+        drop_caches()
+        assert file.ready.count == 20
+        _check_ready(file, whole)
+        disk.mend()
+        _write(file, whole, (frame for frame in range(64) if not file.ready[frame]))
+        file.checkpoint()
+        drop_caches()
+        assert file.ready.complete
+        _check_ready(file, whole)
+        file.detach()
+        file.ready.close()
+
+
+def _write(file: CacheFile, whole: bytes, frames: Iterable[int]) -> None:
+    for frame in frames:
+        offset, size = file.place(file.table[frame])
+        file.write(file.table[frame], whole[offset : offset + size])
 
 
 @pytest.mark.parametrize("form", list(Form))

@@ -16,7 +16,7 @@ from erofs_builder.errors import FrameTableError, IntegrityError
 from erofs_builder.frames import Frame, FrameTable
 from erofs_builder.payload import Form
 from loader.cache.layout import Layout, replace_file
-from loader.cache.ready import ReadyMap
+from loader.cache.ready import NotTakenError, ReadyMap
 from loader.cache.state import ImageRecord
 from loader.cache.sums import Sums
 from loader.cache.writer import Writer
@@ -172,7 +172,11 @@ class CacheFile:
             self.ready.checkpoint(None)
             return
         with writer.descriptor() as fd:
-            self.ready.checkpoint(fd)
+            try:
+                self.ready.checkpoint(fd)
+            except NotTakenError as error:  # the page cache may have them yet, and then holes
+                self.forget(error.frames)
+                raise
 
     def detach(self) -> None:
         """The kernel's object is gone."""

@@ -37,6 +37,14 @@ def boot_id() -> bytes:
     return bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
 
 
+class NotTakenError(OSError):
+    """The disk did not take these `frames`. The kernel says that once: the next sync finds nothing wrong."""
+
+    def __init__(self, number: int | None, text: str | None, frames: list[int]) -> None:
+        super().__init__(number, text)
+        self.frames = frames
+
+
 class ReadyMap:
     """One cache file's bits. Thread-safe; a bit is set by whoever wrote the frame's bytes, after they are written."""
 
@@ -132,7 +140,8 @@ class ReadyMap:
             os.fdatasync(stream.fileno())
 
     def checkpoint(self, data: int | None) -> None:
-        """Sync the data file (a descriptor) and record which of its frames will survive a crash."""
+        """Sync the data file (a descriptor) and record which of its frames will survive a crash. NotTakenError: the
+        disk did not take what is new."""
         with self._syncing:
             with self._lock:
                 if self._closed:
@@ -141,11 +150,19 @@ class ReadyMap:
                 self._dirty = False
             try:
                 if data is not None:
-                    os.fdatasync(data)
+                    self._sync(data, bits)
                 replace_file(self._directory / "synced", self._encoded(bits), self._tmp)
             except OSError:
                 self._dirty = True
                 raise
+
+    def _sync(self, data: int, bits: bytes) -> None:
+        try:
+            os.fdatasync(data)
+        except OSError as error:
+            synced = self._read("synced", None) or bytes(len(bits))
+            new = [n for n in range(self.frames) if (bits[n >> 3] & ~synced[n >> 3]) >> (n & 7) & 1]
+            raise NotTakenError(error.errno, error.strerror, new) from None
 
     def close(self) -> None:
         """Give the file back. Who still holds the map sees what was ready, and changes nothing any more."""

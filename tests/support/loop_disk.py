@@ -78,6 +78,39 @@ class LoopDisk:
         return ballast
 
 
+class FailingDisk(LoopDisk):
+    """A disk that takes nothing new once `fail` was called: it lies in a tmpfs that is full then. Without a journal, so
+    that the file system goes on, as with a device that has lost some of its sectors."""
+
+    def __init__(self, directory: Path, size: int) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={2 * size}", "disk", str(directory)], check=True)
+        self._device = directory
+        super().__init__(directory, size)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, traceback)
+        umount2(str(self._device), MNT_DETACH)
+
+    def format(self) -> None:
+        command = ["mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", "-E", "nodiscard", str(self.image)]
+        subprocess.run(command, check=True)
+
+    def fail(self) -> None:
+        """Sectors that were never written cannot be from now on."""
+        with (self._device / "ballast").open("wb", buffering=0) as stream:
+            try:
+                while True:
+                    stream.write(bytes(1 << 20))
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+
+    def mend(self) -> None:
+        (self._device / "ballast").unlink()
+
+
 class QuotaDisk(LoopDisk):
     """A btrfs, whose directory `limited` may hold `limit` bytes: what is more is refused with EDQUOT."""
 
