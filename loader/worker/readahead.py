@@ -103,10 +103,10 @@ class ReadAhead:
     """Guesses for all cache files of a worker. Thread-safe."""
 
     def __init__(self, link: LinkEstimate, limit: int, rest: bool = True) -> None:
-        """`limit`: bytes ahead of one reader. `rest`: whether what is left of a blob may be guessed."""
+        """`limit`: bytes ahead of one reader. `rest`: whether what is left of a blob may be, if that is not 0."""
         self._link = link
         self._limit = limit
-        self._rest = rest
+        self._rest = rest and limit > 0
         self._lock = threading.Lock()
         self._clock = 0
         self._streams: OrderedDict[Key, _Stream] = OrderedDict()  # by the frame that is to be read next
