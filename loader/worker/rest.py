@@ -16,6 +16,7 @@ from loader.cache.ready import ReadyMap
 # comes in vain than was read, and that much only if they stop just then. A start reads less than a third of an image.
 SHARE = 1 / 3
 PACE = 3
+MOST_AT_ONCE = 4 << 20  # bytes; and at most a sixteenth of the blob
 
 
 class Rest:
@@ -23,8 +24,11 @@ class Rest:
 
     def __init__(self, table: FrameTable) -> None:
         self._table = table
-        self._least = SHARE * table.encoded_size_of(range(len(table)))
+        whole = table.encoded_size_of(range(len(table)))
+        self._least = SHARE * whole
+        self._piece = min(whole // 16, MOST_AT_ONCE)
         self._read = 0  # encoded bytes
+        self._due = 0  # of what comes with them, what was not asked for yet
         self._next = 0  # frames before it are there, or were asked for
 
     def after(self, size: int, read: Container[int], ready: ReadyMap) -> list[int]:
@@ -32,11 +36,13 @@ class Rest:
         self._read += size
         if self._read < self._least:
             return []
+        self._due += PACE * size
+        if self._due < self._piece:
+            return []
         asked: list[int] = []
-        left = PACE * size
-        while left > 0 and self._next < len(self._table):
+        while self._due > 0 and self._next < len(self._table):
             if self._next not in read and not ready[self._next]:
                 asked.append(self._next)
-                left -= self._table.frame_encoded_size(self._next)
+                self._due -= self._table.frame_encoded_size(self._next)
             self._next += 1
         return asked
