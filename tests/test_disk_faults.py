@@ -16,7 +16,7 @@ from erofs_builder.digest import Digest
 from erofs_builder.payload import Form
 from loader.cache.files import CacheFile, load_table, prepare_blob
 from loader.cache.layout import Layout
-from loader.cache.ready import NotTakenError, ReadyMap
+from loader.cache.ready import HEADER_SIZE, NotTakenError, ReadyMap
 from loader.cache.writer import BufferedWriter
 from tests.support.cache_files import sample, table_of
 from tests.support.daemon import Daemon, convert, drop_caches, make_files, make_tree, read_all, start_cat, start_reader
@@ -378,6 +378,7 @@ def test_a_disk_that_can_not_be_written_serves_what_it_has(tmp_path: Path, publi
         target = daemon.mount(image)
         daemon.command("prefetch", image, "/small")
         small = {name: value for name, value in digests.items() if name.startswith("small/")}
+        _await_sync(daemon)
         assert not disk.remount_read_only(), "files are open for writing: only the kernel itself can do it, as here"
         disk.abort()
         drop_caches()
@@ -386,6 +387,17 @@ def test_a_disk_that_can_not_be_written_serves_what_it_has(tmp_path: Path, publi
         assert {value for name, value in seen.items() if value != digests[f"large/{name}"]} == {"errno 5"}
         failed = str(daemon.command("status")["failed_reads"])
         assert "Read-only file system" in failed or "Input/output error" in failed
+
+
+def _await_sync(daemon: Daemon) -> None:
+    """Until all that is ready is recorded as synced."""
+    for file in data_files(daemon):
+        until = time.monotonic() + 30
+        while not (synced := file.with_name("synced")).exists() or (
+            synced.read_bytes()[HEADER_SIZE:] != file.with_name("ready").read_bytes()[HEADER_SIZE:]
+        ):
+            assert time.monotonic() < until
+            time.sleep(0.1)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -427,6 +439,9 @@ def test_what_a_failing_disk_did_not_take_is_not_there(tmp_path: Path, form: For
         with pytest.raises(NotTakenError):
             file.checkpoint()
         drop_caches()
+        assert file.ready.count == 20
+        file.ready.set(50)  # was just being written
+        file.checkpoint()
         assert file.ready.count == 20
         _check_ready(file, whole)
         disk.mend()

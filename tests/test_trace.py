@@ -132,3 +132,17 @@ def test_what_follows_is_told_once_and_not_with_a_trace(tmp_path: Path) -> None:
     assert starts.pause(image, [one, other]) == 0.0
     starts.remember(image, START, "0:3 0:1")
     assert starts.pause(image) == 0.0
+
+
+def test_what_was_read_of_a_file_without_a_mark_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts, _, ahead = _starts(tmp_path)
+    file = open_file(tmp_path / "file", sample(9), Form.ENCODED)
+    ahead.after(file, range(4, 6))
+    for frame in range(9):
+        file.ready.set(frame)
+    ahead.after(file, range(1, 2))
+    assert starts.trace([[file]]) == "0:4-5 0:1", "whole, and still marked"
+    file.completed = True
+    assert starts.trace([[file]]) == "0:4-5 0:1 0:0 0:2-3 0:6-8"
+    monkeypatch.setattr("loader.worker.starts.SMALL", 4096)
+    assert starts.trace([[file]]) == "0:4-5 0:1"

@@ -53,6 +53,8 @@ class CacheFile:
         self.used = array("I", bytes(4 * len(table)))  # by frame: when it was read last, in seconds since the epoch
         self._presence: Presence | None = None  # what the keeper sees of `ready`
         self._presence_lock = threading.Lock()
+        self._doubtful = False  # whether the disk did not take what came last, and that is not forgotten yet
+        self._checkpointing = threading.Lock()
         self._known = False  # whether the keeper was told of frames that are read
 
     @property
@@ -163,20 +165,40 @@ class CacheFile:
                 continue
             self._set_present(self.table[number])
 
+    @property
+    def safe(self) -> bool:
+        """Whether all that is ready survives a crash."""
+        return not self.ready.dirty and not self._doubtful
+
     def checkpoint(self) -> None:
         """Make what is ready survive a crash. (A cachefiles object is the kernel's to sync.)"""
-        writer = self.writer
-        if not self.ready.dirty or writer is None:
-            return
-        if not self.trusted:
-            self.ready.checkpoint(None)
-            return
-        with writer.descriptor() as fd:
-            try:
-                self.ready.checkpoint(fd)
-            except NotTakenError as error:  # the page cache may have them yet, and then holes
-                self.forget(error.frames)
-                raise
+        with self._checkpointing:
+            writer = self.writer
+            if self.safe or writer is None:
+                return
+            if not self.trusted:
+                self.ready.checkpoint(None)
+                return
+            if self._doubtful:  # a sync would find nothing wrong any more
+                self._disown()
+                self._doubtful = False
+                return
+            with writer.descriptor() as fd:
+                try:
+                    self.ready.checkpoint(fd)
+                except NotTakenError:  # the page cache may have it yet, and then holes
+                    self._doubtful = True  # what was just being written is ready in a moment: once more next time
+                    self._disown()
+                    raise
+
+    def _disown(self) -> None:
+        """Forget what was never synced."""
+        with self._presence_lock:
+            lost = self.ready.unsynced()
+            if self._presence is not None:
+                for frame in lost:
+                    self._presence.clear(*self.place(self.table[frame]))
+            self.ready.disown(lost)
 
     def detach(self) -> None:
         """The kernel's object is gone."""

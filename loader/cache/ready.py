@@ -10,10 +10,10 @@
 Bits of another frame table count for nothing: its author may have said of a blob what he liked.
 
 `ready` is mapped into memory to be read. Within one boot the page cache holds both it and the data file, so it is right
-whatever process was killed, in whatever moment. It is changed by writes: where a file system copies on write, there may
-be no room for a byte that changes; a write says so, a store into a map would end the process. After a reboot only what
-was synced counts: `synced` is a copy that is written after an fdatasync of the data file, and `ready` starts again from
-it. (A clean stop syncs, so nothing is lost.)
+whatever process was killed, in whatever moment; unless the disk does not take what it is given (NotTakenError). It is
+changed by writes: where a file system copies on write, there may be no room for a byte that changes; a write says so, a
+store into a map would end the process. After a reboot only what was synced counts: `synced` is a copy that is written
+after an fdatasync of the data file, and `ready` starts again from it. (A clean stop syncs, so nothing is lost.)
 """
 
 from __future__ import annotations
@@ -38,11 +38,7 @@ def boot_id() -> bytes:
 
 
 class NotTakenError(OSError):
-    """The disk did not take these `frames`. The kernel says that once: the next sync finds nothing wrong."""
-
-    def __init__(self, number: int | None, text: str | None, frames: list[int]) -> None:
-        super().__init__(number, text)
-        self.frames = frames
+    """The disk did not take what was written. The kernel says that once: the next sync finds nothing wrong."""
 
 
 class ReadyMap:
@@ -71,9 +67,12 @@ class ReadyMap:
             raise
         self._count = sum(byte.bit_count() for byte in bits)
         self._dirty = bits != synced  # bits were set since the last checkpoint, be it by a process that was killed
+        self._changes = 0  # bits that were set
+        self._disowned = set[int]()  # frames whose bits stand, and count for nothing
 
     def __getitem__(self, frame: int) -> bool:
-        return bool(self._map[HEADER_SIZE + (frame >> 3)] >> (frame & 7) & 1)
+        stands = self._map[HEADER_SIZE + (frame >> 3)] >> (frame & 7) & 1
+        return bool(stands) and not (self._disowned and frame in self._disowned)
 
     @property
     def count(self) -> int:
@@ -106,9 +105,11 @@ class ReadyMap:
         position, bit = HEADER_SIZE + (frame >> 3), 1 << (frame & 7)
         with self._lock:
             byte = self._map[position]
-            if not byte & bit and not self._closed:
+            if not self[frame] and not self._closed:
                 os.pwrite(self._fd, bytes((byte | bit,)), position)
+                self._disowned.discard(frame)
                 self._count += 1
+                self._changes += 1
                 self._dirty = True
 
     def clear(self, frames: Iterable[int]) -> None:
@@ -122,7 +123,8 @@ class ReadyMap:
                     byte = self._map[position]
                     if byte & bit:
                         os.pwrite(self._fd, bytes((byte & ~bit,)), position)
-                        self._count -= 1
+                        self._count -= frame not in self._disowned
+                        self._disowned.discard(frame)
                 kept = self._map[HEADER_SIZE:]
             synced = self._read("synced", None)
             if synced is not None:
@@ -146,23 +148,42 @@ class ReadyMap:
             with self._lock:
                 if self._closed:
                     return
-                bits = self._map[HEADER_SIZE:]
-                self._dirty = False
-            try:
-                if data is not None:
-                    self._sync(data, bits)
-                replace_file(self._directory / "synced", self._encoded(bits), self._tmp)
-            except OSError:
-                self._dirty = True
-                raise
+                bits, changes = self._bits(), self._changes
+            if data is not None:
+                _sync(data)
+            replace_file(self._directory / "synced", self._encoded(bits), self._tmp)
+            with self._lock:
+                self._dirty = changes != self._changes
 
-    def _sync(self, data: int, bits: bytes) -> None:
-        try:
-            os.fdatasync(data)
-        except OSError as error:
-            synced = self._read("synced", None) or bytes(len(bits))
-            new = [n for n in range(self.frames) if (bits[n >> 3] & ~synced[n >> 3]) >> (n & 7) & 1]
-            raise NotTakenError(error.errno, error.strerror, new) from None
+    def unsynced(self) -> list[int]:
+        """Frames that are ready and would not survive a crash."""
+        with self._syncing:
+            with self._lock:
+                bits = self._bits()
+            try:
+                synced = self._read("synced", None) or bytes(len(bits))
+            except OSError:
+                synced = bytes(len(bits))
+        return [frame for frame in range(self.frames) if bits[frame >> 3] & ~synced[frame >> 3] & 1 << (frame & 7)]
+
+    def disown(self, frames: Iterable[int]) -> None:
+        """The frames' bytes are lost, which were never synced. Bits that cannot be cleared count for nothing while this
+        is open."""
+        with self._lock:
+            for frame in [frame for frame in frames if self[frame] and not self._closed]:
+                position, bit = HEADER_SIZE + (frame >> 3), 1 << (frame & 7)
+                self._count -= 1
+                try:
+                    os.pwrite(self._fd, bytes((self._map[position] & ~bit,)), position)
+                except OSError:
+                    self._disowned.add(frame)
+
+    def _bits(self) -> bytes:
+        """Those that count."""
+        bits = bytearray(self._map[HEADER_SIZE:])
+        for frame in self._disowned:
+            bits[frame >> 3] &= ~(1 << (frame & 7))
+        return bytes(bits)
 
     def close(self) -> None:
         """Give the file back. Who still holds the map sees what was ready, and changes nothing any more."""
@@ -196,3 +217,10 @@ class ReadyMap:
         if self.frames % 8 and bits[-1] >> (self.frames % 8):
             return None
         return bits
+
+
+def _sync(data: int) -> None:
+    try:
+        os.fdatasync(data)
+    except OSError as error:
+        raise NotTakenError(error.errno, error.strerror) from None

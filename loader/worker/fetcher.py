@@ -262,7 +262,7 @@ class Fetcher:
     def _landed(self, flight: Flight, size: int, priority: Priority) -> None:
         """A frame is ready: whoever waits goes on, then all else is noted."""
         self._flights.land(flight)
-        if flight.file.ready.complete:
+        if flight.file.ready.complete and flight.file.trusted and not flight.file.completed:
             self._whole()
         self.last_errors.pop(flight.file.key, None)
         self._counters.add(_COUNTED[priority])

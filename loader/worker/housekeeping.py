@@ -43,17 +43,19 @@ class Housekeeper:
         self._whole = threading.Event()
 
     def hurry(self) -> None:
-        """A file has become whole. Returns at once; from any thread."""
+        """A file has become whole, or all ends. Returns at once; from any thread."""
         self._whole.set()
 
     def run(self, stopped: threading.Event) -> None:
         """Keep house until `stopped` is set."""
         due = time.monotonic() + CHECKPOINT_INTERVAL
         while not stopped.wait(LEAST_INTERVAL):
-            hurried = self._whole.wait(max(0.0, due - time.monotonic()))
+            self._whole.wait(max(0.0, due - time.monotonic()))
             self._whole.clear()
+            if stopped.is_set():
+                return
             try:
-                if hurried:
+                if time.monotonic() < due:
                     self.complete()
                 else:
                     due = time.monotonic() + CHECKPOINT_INTERVAL
@@ -69,6 +71,7 @@ class Housekeeper:
         if used:
             self._note_use(used)
         self.complete()
+        self._readahead.rest_pays(self._collector.may_complete())
         self._mounting.release_unused()
         self._readahead.keep({file.blob.raw for file in self._objects.files()})
 
@@ -81,7 +84,7 @@ class Housekeeper:
     def _complete(self, file: CacheFile) -> None:
         """Sync it first: what the disk did not take has to be known while the file can still be served."""
         checkpoint(file)
-        if file.ready.dirty or file.refuted or (file.form is Form.ENCODED and not prove(file)):
+        if not file.safe or file.refuted or (file.form is Form.ENCODED and not prove(file)):
             return
         try:
             with self._collector.completing(file) as complete:

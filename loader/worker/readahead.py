@@ -103,10 +103,11 @@ class ReadAhead:
     """Guesses for all cache files of a worker. Thread-safe."""
 
     def __init__(self, link: LinkEstimate, limit: int, rest: bool = True) -> None:
-        """`limit`: bytes ahead of one reader. `rest`: whether what is left of a blob may be, if that is not 0."""
+        """`limit`: bytes ahead of one reader; 0: the rest of a blob is not fetched either, `rest` or not."""
         self._link = link
         self._limit = limit
         self._rest = rest and limit > 0
+        self._pays = True
         self._lock = threading.Lock()
         self._clock = 0
         self._streams: OrderedDict[Key, _Stream] = OrderedDict()  # by the frame that is to be read next
@@ -148,6 +149,10 @@ class ReadAhead:
                 self._listed.pop(blob, None)
             self._idle = idle
 
+    def rest_pays(self, pays: bool) -> None:
+        """Whether files that are whole lose their marks, and there is room for them."""
+        self._pays = pays
+
     def follow(self, file: CacheFile, frame: int, others: Iterable[Key]) -> None:
         """Once a frame is read, others are, of any file: a plug-in's libraries."""
         with self._lock:
@@ -168,19 +173,19 @@ class ReadAhead:
 
     def after(self, file: CacheFile, frames: range) -> list[int]:
         """A reader wants `frames`: which others to fetch."""
-        if file.ready.complete:
-            return []
         with self._lock:
             read = self._read.setdefault(file, {})
             if all(frame in read for frame in frames) and not self._moves_stream(file, frames):
                 return []  # mostly: a frame holds many small files, and each of them is read
             self._clock += 1
-            hints = self._hints_of(file)
             fresh = sum(file.table.frame_encoded_size(frame) for frame in frames if frame not in read)
             for frame in frames:
                 read.setdefault(frame, self._clock)
                 for judge in self._judges.values():
                     judge.read((file, frame))
+            if file.ready.complete:
+                return []
+            hints = self._hints_of(file)
             listed = self._listed.get(file.blob.raw)
             if listed and listed.issuperset(frames):
                 return []
@@ -196,7 +201,7 @@ class ReadAhead:
             for name, guessed in guesses.items():
                 if guessed:
                     chosen.update(self._judged(self._judges[name], file, guessed, read))
-            if self._rest:
+            if self._rest and self._pays and file.trusted:  # a cachefiles object has no mark to lose
                 chosen.update(dict.fromkeys(self._rest_of(file).after(fresh, read, file.ready)))
         return list(chosen)
 

@@ -217,6 +217,7 @@ class Service:
     def stop(self) -> None:
         """Leave in order: sync what is ready. Requests that are not answered go to the next worker."""
         self._stopped.set()
+        self.housekeeper.hurry()
         self.flights.stop()
         for file in self.objects.files():
             checkpoint(file)

@@ -27,6 +27,7 @@ from loader.worker.readahead import ReadAhead
 log = logging.getLogger(__name__)
 START, TRACE, FOLLOWERS = "start", "trace", "followers"
 STRETCH = 2 << 20
+SMALL = 4 << 20  # bytes of a blob
 PAUSE = 30.0  # seconds without the kernel's readahead, where the list has all that a start reads
 
 
@@ -63,14 +64,25 @@ class Starts:
         self._readahead.forget(file)
 
     def trace(self, files: Sequence[Iterable[CacheFile]]) -> str:
-        """What was read of an image's blobs (`files`: the open cache files of each) since they were opened."""
+        """What was read of an image's blobs (`files`: the open cache files of each) since they were opened.
+
+        Of a file that has lost its mark nobody knows what else was read: if it is small, all of it is, at last.
+        """
         reads = {
             (number, frame): moment
             for number, opened in enumerate(files)
             for file in opened
             for frame, moment in self._readahead.reads(file).items()
         }
-        return encode_frames(sorted(reads, key=lambda place: (reads[place], place)))
+        unknown = {
+            (number, frame)
+            for number, opened in enumerate(files)
+            for file in opened
+            if file.completed and file.table.blob_size <= SMALL
+            for frame in range(len(file.table))
+        }
+        ordered = sorted(reads, key=lambda place: (reads[place], place))
+        return encode_frames(ordered + sorted(unknown - reads.keys()))
 
     def places(self, image: Digest) -> list[Place]:
         """The best list of an image, empty without one."""
