@@ -1,16 +1,23 @@
 #!/bin/sh
 # Build erofs-utils 1.9 or later from Debian's source package and print the directory of its programs.
 #
-#   build-erofs-utils.sh [DEST]     DEST: ${XDG_CACHE_HOME:-$HOME/.cache}/erofs-ondemand
+#   build-erofs-utils.sh [--oci] [DEST]     DEST: ${XDG_CACHE_HOME:-$HOME/.cache}/erofs-ondemand
 #
+# With --oci, mount.erofs mounts from registries too (fanotify): what benches compare with.
 # Debian 12 ships 1.5, which knows neither zstd nor fragments, so the oracles of the test suite need a newer one.
 # apt runs with lists and configuration of its own: the system's sources stay as they are. A second run prints at once.
 set -eu
 
+oci=
+if [ "${1:-}" = --oci ]; then
+    oci="--enable-oci --enable-fanotify"
+    shift
+fi
 suite=${EROFS_UTILS_SUITE:-forky}
 mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 dest=${1:-${XDG_CACHE_HOME:-$HOME/.cache}/erofs-ondemand}
 needed="autoconf automake dpkg-dev gcc libfuse3-dev liblz4-dev liblzma-dev libtool libzstd-dev make pkg-config uuid-dev zlib1g-dev"
+[ -z "$oci" ] || needed="$needed libcurl4-openssl-dev libjson-c-dev libssl-dev"
 
 log() { echo "build-erofs-utils: $*" >&2; }
 
@@ -65,7 +72,7 @@ log "building $version"
     cd "$source"
     [ -x configure ] || ./autogen.sh
     ./configure --prefix="$work/prefix" --bindir="$work/prefix/bin" --disable-shared --enable-fuse --enable-lz4 \
-        --enable-lzma --with-libzstd --with-zlib --without-libdeflate --without-selinux
+        --enable-lzma --with-libzstd --with-zlib --without-libdeflate --without-selinux $oci
     make -j2
     make install
 ) >"$work/log" 2>&1 || {
