@@ -73,7 +73,7 @@ def load(path: Path) -> Results:
 
 
 def _place(number: str) -> int:
-    """R1 to R14 in this order, then what has no number."""
+    """R1 to R15 in this order, then what has no number."""
     return int(number[1:]) if number[1:].isdecimal() else 1000
 
 

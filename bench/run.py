@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench import building, complete, disk, growth, many, mounting, reading, starting, updating, walking
+from bench import building, complete, disk, growth, many, mounting, newer, reading, starting, updating, walking
 from bench.limits import limits
 from bench.measure import HEADER, Row, failed
 from bench.picture import draw
@@ -39,6 +39,7 @@ GROUPS: dict[tuple[str, ...], Callable[[int], list[Row]]] = {
     ("R12",): mounting.rows,
     ("R13",): disk.rows,
     ("R14",): walking.rows,
+    ("R15",): newer.rows,
 }
 STDOUT = Path("-")
 

@@ -17,3 +17,4 @@ if [ ! -x "$dest/nydus-$version/bin/nydusd" ]; then
     nice -n 10 cargo install nydus-rs --version "$version" --locked --root "$dest/nydus-$version"
 fi
 echo "$dest/nydus-$version/bin"
+"$(dirname "$0")/build-erofs-utils.sh" --oci "$dest"

@@ -71,9 +71,9 @@ class Housekeeper:
         if used:
             self._note_use(used)
         self.complete()
-        self._readahead.rest_pays(self._collector.may_complete())
         self._mounting.release_unused()
         self._readahead.keep({file.blob.raw for file in self._objects.files()})
+        self._readahead.rest_pays(self._collector.may_complete())
 
     def complete(self) -> None:
         """Take the mark off files that are whole."""
