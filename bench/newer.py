@@ -80,7 +80,10 @@ def measure(scratch: Path) -> dict[str, Any]:
             command = peers_erofs.command(seen, blob)
 
             def prepare(own: Any) -> dict[str, Any]:
-                own.handlers |= {"link_reset": lambda: list(link.reset()), "link_bytes": lambda: sum(link.counters()[:2])}
+                own.handlers |= {
+                    "link_reset": lambda: list(link.reset()),
+                    "link_bytes": lambda: sum(link.counters()[:2]),
+                }
                 return {"reference": f"docker://{seen}/debian:12", "peer": command}
 
             scenario.host = prepare
@@ -89,7 +92,8 @@ def measure(scratch: Path) -> dict[str, Any]:
         side.close()
     if result.outcome != "passed":
         raise SystemExit(f"the virtual machine {result.outcome}: {result.message}")
-    return result.facts | {"command": " ".join(["mount.erofs", *command[1:], "$W/mnt"])}
+    facts: dict[str, Any] = result.facts
+    return facts | {"command": " ".join(["mount.erofs", *command[1:], "$W/mnt"])}
 
 
 def main() -> None:

@@ -3,7 +3,8 @@ only layer of an OCI image, and is fetched range by range as fanotify says that 
 
 EROFS_OCI_BIN    directory of mount.erofs, where someone has one
 
-It has the kernel read metadata from the same file, of which Linux before 7.1 tells nobody: mounts end with EINVAL there.
+It has the kernel read metadata from the same file, of which Linux before 7.1 tells nobody: its mounts end with EINVAL
+there.
 """
 
 from __future__ import annotations

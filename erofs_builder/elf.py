@@ -16,7 +16,7 @@ _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _SEGMENT = struct.Struct("<IIQQQQQQ")
 _DYNAMIC = struct.Struct("<qQ")
 _IDENTITY = b"\x7fELF\x02\x01\x01"
-_LOAD, _DYNAMIC_SEGMENT, _INTERPRETER = 1, 2, 3
+_LOAD, _DYNAMIC_SEGMENT, _INTERPRETER, _UNWINDING = 1, 2, 3, 0x6474E550
 _NEEDED, _STRING_TABLE, _RPATH, _RUNPATH = 1, 5, 15, 29
 _WRITABLE = 2
 _MAX_SEGMENTS, _MAX_DYNAMIC, _MAX_NAME = 64, 1 << 16, 4096
@@ -24,12 +24,14 @@ _MAX_SEGMENTS, _MAX_DYNAMIC, _MAX_NAME = 64, 1 << 16, 4096
 
 @dataclass(slots=True)
 class Program:
-    """An ELF program or library. `touched`: (offset, length) of what is read before its first instruction runs."""
+    """An ELF program or library. `touched`: (offset, length) of what is read before its first instruction runs;
+    `unwinding`: (begin, end) of what only exceptions read."""
 
     interpreter: bytes = b""
     needed: list[bytes] = field(default_factory=list)
     search: list[bytes] = field(default_factory=list)  # directories of RPATH or RUNPATH, with $ORIGIN
     touched: list[tuple[int, int]] = field(default_factory=list)
+    unwinding: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,18 @@ def _read_program(read: Read) -> Program | None:
             program.interpreter = read(segment.offset, min(segment.size, _MAX_NAME)).rstrip(b"\0")
         elif segment.kind == _DYNAMIC_SEGMENT:
             _read_dynamic(program, read(segment.offset, min(segment.size, _MAX_DYNAMIC)), loads, read)
+        elif segment.kind == _UNWINDING:
+            program.unwinding = _unwinding(segment.offset, loads)
     return program
+
+
+def _unwinding(index: int, loads: list[_Segment]) -> tuple[int, int]:
+    """The index (.eh_frame_hdr) and what it leads to (.eh_frame, .gcc_except_table): linkers put them last into their
+    segment."""
+    for each in loads:
+        if each.offset <= index < each.offset + each.size and not each.flags & _WRITABLE:
+            return index, each.offset + each.size
+    return 0, 0
 
 
 def _read_dynamic(program: Program, data: bytes, loads: list[_Segment], read: Read) -> None:

@@ -107,7 +107,9 @@ class Start:
             for offset, length in program.touched:
                 self._add(self.first, frames_of(node, offset, length))
             if sum(blob.table[frame].encoded_size for blob, frame in frames_of(node) if blob.table) <= whole:
-                self._add(self.rest, frames_of(node))
+                begin, end = program.unwinding
+                self._add(self.rest, frames_of(node, 0, begin))
+                self._add(self.rest, frames_of(node, end, node.size - end))
             if program.interpreter and (loader := self._file(program.interpreter)):
                 pending.append((*loader, _WHOLE_LIBRARY))
                 if cache := self._file(_CACHE):

@@ -121,6 +121,23 @@ def test_malformed_programs_are_no_programs() -> None:
         read_program(lambda offset, length, broken=broken: bytes(broken[offset : offset + length]))  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("name", ["/usr/bin/python3", "/usr/bin/g++", "/lib/x86_64-linux-gnu/libstdc++.so.6"])
+def test_what_exceptions_read_is_known(name: str) -> None:
+    data = Path(name).read_bytes()
+    program = read_program(lambda offset, length: data[offset : offset + length])
+    assert program is not None
+    listed = subprocess.run(["readelf", "-SW", name], capture_output=True, text=True, check=True).stdout
+    rows = [line.partition("]")[2].split() for line in listed.splitlines()]
+    places = {row[0]: (int(row[3], 16), int(row[4], 16)) for row in rows if row and row[0].startswith(".")}
+    begin, end = program.unwinding
+    for section in (".eh_frame_hdr", ".eh_frame"):
+        offset, size = places[section]
+        assert begin <= offset and offset + size <= end
+    for section in (".text", ".rodata", ".data", ".dynamic"):
+        offset, size = places[section]
+        assert offset + size <= begin or offset >= end
+
+
 def test_frame_lists() -> None:
     places = [(1, 5), (1, 6), (1, 7), (0, 141), (1, 30), (1, 29)]
     assert encode_frames(places) == "1:5-7 0:141 1:30 1:29"

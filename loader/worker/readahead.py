@@ -5,7 +5,7 @@ of its guesses, also of those that were not followed, and is followed only while
 
     whole      a file of a few frames is read at all: all of it
     package    two frames of a directory of modules are read: the rest of it
-    near       a second READ close to another one in a large file: the frames on both sides
+    near       READs close to others in a large file: the frame behind, or frames on both sides
     companion  byte code is read: its source
     stream     READs follow each other: the next frames, as far as the link needs to stay busy or as much again as
                this reader has read already, in steps that make large ranges
@@ -34,7 +34,8 @@ FIRST_WINDOW = 16 << 10  # bytes ahead of a new stream: one frame, mostly
 LEAST_LIMIT = 64 << 10  # bytes that any stream may grow to
 WHOLE_LIMIT = 1 << 20  # encoded bytes of a file that is fetched whole
 NEAR = 8  # frames on either side that count as close
-DENSE = 4  # of these read, two frames on either side are expected instead of one
+CLOSE = 2  # of these read, the next frame is expected
+DENSE = 4  # of these read, two frames on either side are expected instead of the next one
 STREAM_START = 5  # READs in a row, outside of a known file, that make a stream
 SCAN_LIMIT = 2 << 20  # bytes ahead of a scan, or as many as the link needs
 MEMORY = 256  # READs after which a guess that has not come true was wrong
@@ -249,8 +250,9 @@ class ReadAhead:
                 continue
             close = range(max(group.start, frame - NEAR), min(group.stop, frame + NEAR + 1))
             count = sum(other in read for other in close if other not in frames)
-            for step in range(1, 1 + (count > 0) + (count >= DENSE)):
-                guessed += [other for other in (frame + step, frame - step) if other in group]
+            for step in range(1, 1 + (count >= CLOSE) + (count >= DENSE)):
+                sides = (frame + step, frame - step) if count >= DENSE else (frame + step,)
+                guessed += [other for other in sides if other in group]
         return guessed
 
     def _stream(self, file: CacheFile, frames: range, hints: Hints) -> range:
