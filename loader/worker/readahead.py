@@ -32,7 +32,7 @@ from loader.worker.scan import Scan
 MAX_STREAMS = 64  # sequential readers remembered per worker
 FIRST_WINDOW = 16 << 10  # bytes ahead of a new stream: one frame, mostly
 LEAST_LIMIT = 64 << 10  # bytes that any stream may grow to
-WHOLE_LIMIT = 1 << 20  # encoded bytes of a file that is fetched whole
+WHOLE_LIMIT = 256 << 10  # encoded bytes of a file that is fetched whole
 NEAR = 8  # frames on either side that count as close
 CLOSE = 2  # of these read, the next frame is expected
 DENSE = 4  # of these read, two frames on either side are expected instead of the next one
