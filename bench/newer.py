@@ -52,8 +52,8 @@ def _rows(seen: dict[str, Any]) -> list[Row]:
     title, ratio = peers_erofs.TITLE, seconds["peer"] / seconds["ours"]
     where = f"{RELEASE} in a virtual machine"
     return [
-        Row("R15", f"bytes until the start / compressed image, {where}", f"{share['ours']:.1f} %",
-            f"{title} {share['peer']:.1f} %", share["ours"], 8.5, larger=False, unit=" %",
+        Row("R15", f"bytes until the start / compressed image, {where}", f"{share['ours']:.2f} %",
+            f"{title} {share['peer']:.2f} %", share["ours"], 8.5, larger=False, unit=" %",
             peers={title: share["peer"]}, samples=raw, commands=[seen["command"]]),
         Row("R15", f"start with {title} / with ours, {where}", f"{seconds['ours']:.1f} s",
             f"{title} {seconds['peer']:.1f} s", ratio, 1, larger=True, unit="×", peers={title: 1.0}, samples=raw),

@@ -70,7 +70,7 @@ _REASONS: list[tuple[str, str, str]] = [
         "R3",
         "25 Mbit/s",
         "what is checked is a frame, so a start fetches each frame that it touches whole, trace or not: 6.9 % of the "
-        "image, against 7.8 % without a trace. Twice as fast would be 3.4 s, in which the link carries 10.6 MB: 5.3 %, "
+        "image, against 7.6 % without a trace. Twice as fast would be 3.4 s, in which the link carries 10.6 MB: 5.3 %, "
         "the program's own time not counted. Only another layout gets there: one rebuilt from the trace needs 3.8 %.",
     ),
 ]
