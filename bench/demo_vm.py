@@ -9,6 +9,8 @@ import argparse
 import importlib
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,44 +23,68 @@ from tests.images.layout import push
 
 VM_TESTS = Path(__file__).resolve().parent.parent / "vm-tests"
 KERNEL, PLANE, FORM = "trixie-backports", "fanotify", "encoded"
+IMAGE = "debian:12"
 
 
-def demo(rate: float, rtt: float, scratch: Path) -> None:
-    """Everything, with `scratch` as the place for state (the guest must see it: not below /tmp)."""
+class Around:
+    """What is around a guest: a registry at `address` that has the image and its artifact."""
+
+    def __init__(self, host: ModuleType, side: Any, kernel: Any) -> None:
+        self._host, self._side, self._kernel = host, side, kernel
+        self.address: str = side.registry.address
+
+    def play(self, link: Link, **task: Any) -> dict[str, Any]:
+        """The demo in a guest that sees the registry through `link`; its facts. SystemExit if it does not pass."""
+        scenario: Any = importlib.import_module("scenarios._demo")
+
+        def prepare(own: Any) -> dict[str, Any]:
+            own.handlers["link_reset"] = lambda: list(link.reset())
+            own.handlers["link_bytes"] = lambda: sum(link.counters()[:2])
+            return {"reference": f"docker://{seen(link.address)}/{IMAGE}", **task}
+
+        scenario.host = prepare
+        result = self._host.play(self._side, scenario, self._host.Cell(self._kernel, PLANE, FORM))
+        if result.outcome != "passed":
+            raise SystemExit(f"the virtual machine {result.outcome}: {result.message}")
+        facts: dict[str, Any] = result.facts
+        return facts
+
+
+def seen(address: str) -> str:
+    """What a guest has to say for a port of our loopback."""
+    return f"10.0.2.2:{address.rpartition(':')[2]}"
+
+
+@contextmanager
+def around_guest(scratch: Path) -> Iterator[Around]:
+    """For guests, with `scratch` as the place for state (they must see it: not below /tmp)."""
     sys.path.insert(0, str(VM_TESTS))
     build, host, netns, table = (importlib.import_module(f"rig.{name}") for name in ("build", "host", "netns", "table"))
-    layout = catalog.image("debian") / "oci"
-    image = build.obtain(table.load()[KERNEL])
+    kernel = build.obtain(table.load()[KERNEL])
     netns.enter()  # from here on nothing outside is reached
     side = host.Host(host.Shared(scratch / "vm"))
     try:
-        address = side.registry.address
-        push(layout, f"{address}/debian:12")
-        run(BUILDER, "convert", "--insecure", f"docker://{address}/debian:12", f"docker://{address}/debian:12-erofs")
+        around = Around(host, side, kernel)
+        source = f"docker://{around.address}/{IMAGE}"
+        push(catalog.image("debian") / "oci", f"{around.address}/{IMAGE}")
+        run(BUILDER, "convert", "--insecure", source, f"{source}-erofs")
+        yield around
+    finally:
+        side.close()
+
+
+def demo(rate: float, rtt: float, scratch: Path) -> None:
+    """Everything, with `scratch` as the place for state."""
+    with around_guest(scratch) as around:
         say(
             f"Linux {KERNEL} under QEMU, {PLANE} plane, {FORM} form, a link of {rate / 1e6:g} MB/s and {rtt * 1e3:g} ms"
         )
-        with Link(address, rate, rtt) as link:
-            lazy = _in_guest(host, side, host.Cell(image, PLANE, FORM), link)
-            full = full_pull(link, scratch / "full", "debian:12")
-    finally:
-        side.close()
-    print("\n" + report([full, lazy], file_bytes(scratch / "full/bundle/rootfs"), compressed_size(layout)))
-
-
-def _in_guest(host: ModuleType, side: Any, cell: Any, link: Link) -> Way:
-    scenario: Any = importlib.import_module("scenarios._demo")
-    seen = f"docker://10.0.2.2:{link.address.rpartition(':')[2]}/debian:12"
-
-    def prepare(own_side: Any) -> dict[str, Any]:
-        own_side.handlers |= {"link_reset": lambda: list(link.reset()), "link_bytes": lambda: sum(link.counters()[:2])}
-        return {"reference": seen}
-
-    scenario.host = prepare
-    result = host.play(side, scenario, cell)
-    if result.outcome != "passed":
-        raise SystemExit(f"the virtual machine {result.outcome}: {result.message}")
-    return Way("mount, start (guest)", result.facts["fetched"], result.facts["ready"], result.facts["output"])
+        with Link(around.address, rate, rtt) as link:
+            facts = around.play(link)
+            lazy = Way("mount, start (guest)", facts["fetched"], facts["ready"], facts["output"])
+            full = full_pull(link, scratch / "full", IMAGE)
+    unpacked = file_bytes(scratch / "full/bundle/rootfs")
+    print("\n" + report([full, lazy], unpacked, compressed_size(catalog.image("debian") / "oci")))
 
 
 def main() -> None:

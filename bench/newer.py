@@ -2,14 +2,14 @@
 
 It needs a kernel that tells of reads of metadata, Linux 7.1 or later.
 
-python -m bench.newer    prints what was seen as JSON; in a process of its own, for that has a network of its own
+python -m bench.newer --runs 5    prints what was seen as JSON; in a process of its own, with a network of its own
 
 The guest is emulated, so its seconds are those of a slow machine, and of both; its bytes are as anywhere.
 """
 
 from __future__ import annotations
 
-import importlib
+import argparse
 import json
 import subprocess
 import sys
@@ -19,86 +19,58 @@ from typing import Any
 
 from bench import peers_erofs
 from bench.demo import compressed_size, run
+from bench.demo_vm import VM_TESTS, around_guest, seen
 from bench.link import Link
-from bench.measure import Row
-from bench.node import BUILDER
+from bench.measure import Row, Sample, ratios, shown
 from bench.peers import MissingPeer
 from tests.images import catalog
-from tests.images.layout import push
 
-KERNEL, RELEASE = "trixie-backports", "Linux 7.3"
+RELEASE = "Linux 7.3"  # of demo_vm.KERNEL
 RATE, RTT = 3e6, 0.02
-VM_TESTS = Path(__file__).resolve().parent.parent / "vm-tests"
 
 
 def rows(runs: int) -> list[Row]:
-    """One start of each, whatever `runs`: bytes hardly differ, and seconds are an emulator's."""
+    """A start of each in a guest that was just booted, in turn, `runs` times."""
     try:
-        peers_erofs.mount_erofs_program()
+        peers_erofs.program()
     except MissingPeer as missing:
-        return [
-            Row("R15", f"a start, {RELEASE} in a virtual machine", "-", str(missing), 0, 0, larger=True)
-        ]  # fmt: skip
-    words = [sys.executable, "-m", "bench.newer"]
+        return [Row("R15", f"a start, {RELEASE} in a virtual machine", "-", str(missing), 0, 0, larger=True)]
+    words = [sys.executable, "-m", "bench.newer", "--runs", str(runs)]
     done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, cwd=VM_TESTS.parent)
     return _rows(json.loads(done.stdout.splitlines()[-1]))
 
 
-def _rows(seen: dict[str, Any]) -> list[Row]:
+def _rows(facts: list[dict[str, Any]]) -> list[Row]:
     compressed = compressed_size(catalog.image("debian") / "oci")
-    share = {name: seen[f"{name} bytes"] / compressed * 100 for name in ("ours", "peer")}
-    seconds = {name: seen[f"{name} seconds"] for name in ("ours", "peer")}
-    raw = {name: [float(value)] for name, value in seen.items() if name.endswith(("bytes", "seconds"))}
-    title, ratio = peers_erofs.TITLE, seconds["peer"] / seconds["ours"]
-    where = f"{RELEASE} in a virtual machine"
+    share, theirs = (Sample([each[of + "fetched"] / compressed * 100 for each in facts]) for of in ("", "peer "))
+    seconds, their_seconds = (Sample([each[of + "output"] for each in facts]) for of in ("", "peer "))
+    title, where = peers_erofs.TITLE, f"{RELEASE} in a virtual machine"
     return [
-        Row("R15", f"bytes until the start / compressed image, {where}", f"{share['ours']:.2f} %",
-            f"{title} {share['peer']:.2f} %", share["ours"], 8.5, larger=False, unit=" %",
-            peers={title: share["peer"]}, samples=raw, commands=[seen["command"]]),
-        Row("R15", f"start with {title} / with ours, {where}", f"{seconds['ours']:.1f} s",
-            f"{title} {seconds['peer']:.1f} s", ratio, 1, larger=True, unit="×", peers={title: 1.0}, samples=raw),
+        Row("R15", f"bytes until the start / compressed image, {where}", share.text("%", 2),
+            f"{title} {theirs.text('%', 2)}", share.median, 8.5, larger=False, unit=" %",
+            peers={title: theirs.median}, samples={"ours": share.values, "peer": theirs.values},
+            commands=[shown([*peers_erofs.command("LINK", "DIGEST"), "$W/mnt"])]),
+        Row("R15", f"start with {title} / with ours, {where}", seconds.text("s"),
+            f"{title} {their_seconds.text('s')}", ratios(their_seconds, seconds).median, 1, larger=True, unit="×",
+            peers={title: 1.0}, samples={"ours": seconds.values, "peer": their_seconds.values}),
     ]  # fmt: skip
 
 
-def measure(scratch: Path) -> dict[str, Any]:
-    """Both in one guest; `scratch` must be where the guest sees it: not below /tmp."""
-    sys.path.insert(0, str(VM_TESTS))
-    build, host, netns, table = (importlib.import_module(f"rig.{name}") for name in ("build", "host", "netns", "table"))
-    scenario: Any = importlib.import_module("scenarios._peer")
-    layout = catalog.image("debian") / "oci"
-    image = build.obtain(table.load()[KERNEL])
-    netns.enter()
-    side = host.Host(host.Shared(scratch / "vm"))
-    try:
-        address = side.registry.address
-        push(layout, f"{address}/debian:12")
-        run(BUILDER, "convert", "--insecure", f"docker://{address}/debian:12", f"docker://{address}/debian:12-erofs")
-        run("umoci", "unpack", "--image", f"{layout}:latest", scratch / "tree")
-        blob = peers_erofs.publish(scratch / "tree/rootfs", address, scratch)
-        with Link(address, RATE, RTT) as link:
-            seen = f"10.0.2.2:{link.address.rpartition(':')[2]}"
-            command = peers_erofs.command(seen, blob)
-
-            def prepare(own: Any) -> dict[str, Any]:
-                own.handlers |= {
-                    "link_reset": lambda: list(link.reset()),
-                    "link_bytes": lambda: sum(link.counters()[:2]),
-                }
-                return {"reference": f"docker://{seen}/debian:12", "peer": command}
-
-            scenario.host = prepare
-            result = host.play(side, scenario, host.Cell(image, "fanotify", "encoded"))
-    finally:
-        side.close()
-    if result.outcome != "passed":
-        raise SystemExit(f"the virtual machine {result.outcome}: {result.message}")
-    facts: dict[str, Any] = result.facts
-    return facts | {"command": " ".join(["mount.erofs", *command[1:], "$W/mnt"])}
+def measure(runs: int, scratch: Path) -> list[dict[str, Any]]:
+    """What each guest saw; `scratch` must be where they see it: not below /tmp."""
+    with around_guest(scratch) as around:
+        run("umoci", "unpack", "--image", f"{catalog.image('debian') / 'oci'}:latest", scratch / "tree")
+        blob = peers_erofs.publish(scratch / "tree/rootfs", around.address, scratch)
+        with Link(around.address, RATE, RTT) as link:
+            return [around.play(link, peer=peers_erofs.command(seen(link.address), blob)) for _ in range(runs)]
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description="a start by mount.erofs and by ours, in a virtual machine")
+    parser.add_argument("--runs", type=int, default=5, help="guests (5)")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="erofs-bench-", dir="/var/tmp") as scratch:
-        print(json.dumps(measure(Path(scratch))))
+        print(json.dumps(measure(options.runs, Path(scratch))))
 
 
 if __name__ == "__main__":

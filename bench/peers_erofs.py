@@ -21,7 +21,7 @@ MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 REPOSITORY = "erofs"
 
 
-def mount_erofs_program() -> Path:
+def program() -> Path:
     """mount.erofs, built with registries."""
     return find("mount.erofs", "EROFS_OCI_BIN", "peers/erofs-utils-*/sbin")
 
@@ -31,7 +31,7 @@ def publish(tree: Path, registry: str, scratch: Path) -> str:
 
     MissingPeer if one of the two programs is not here.
     """
-    mount_erofs_program()
+    program()
     image = scratch / "mkfs.erofs"
     subprocess.run([mkfs_erofs(), "--quiet", "-zzstd,level=3", "-C65536", image, tree], check=True)
     config = b'{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]},"config":{}}'
@@ -59,4 +59,4 @@ def publish(tree: Path, registry: str, scratch: Path) -> str:
 def command(registry: str, blob: str) -> list[str]:
     """What mounts it, without the mount point."""
     options = f"oci.insecure,oci.blob={blob}"
-    return [str(mount_erofs_program()), "-t", "erofs.fanotify", "-o", options, f"{registry}/{REPOSITORY}:1"]
+    return [str(program()), "-t", "erofs.fanotify", "-o", options, f"{registry}/{REPOSITORY}:1"]

@@ -65,7 +65,7 @@ class Housekeeper:
 
     def look_after(self) -> None:
         """All that is done by the clock."""
-        used = [file for file in self._objects.files() if file.ready.dirty]
+        used = [file for file in self._objects.files() if not file.safe]
         for file in used:
             checkpoint(file)
         if used:
