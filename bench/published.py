@@ -17,12 +17,14 @@ IMAGE = "debian:12"
 
 
 class Published(NamedTuple):
-    """`registry` is its host:port, `storage` where it keeps blobs, `image` a reference, `tree` what umoci unpacked."""
+    """`registry` is its host:port, `storage` where it keeps blobs, `image` a reference, `tree` what umoci unpacked of
+    `layout`."""
 
     registry: str
     storage: Path
     image: str
     tree: Path
+    layout: Path
 
 
 @contextmanager
@@ -34,4 +36,4 @@ def published(scratch: Path) -> Iterator[Published]:
         image = f"docker://{registry}/{IMAGE}"
         run(BUILDER, "convert", "--insecure", image, f"{image}-erofs")
         run("umoci", "unpack", "--image", f"{layout}:latest", tree)
-        yield Published(registry, scratch / "registry/storage", image, tree / "rootfs")
+        yield Published(registry, scratch / "registry/storage", image, tree / "rootfs", layout)

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -22,7 +23,7 @@ _RANGE = re.compile(rb"GET /v2/\S+/blobs/sha256:([0-9a-f]{64}) .*?\r\n(?i:range)
 
 
 def _serve(connection: socket.socket, target: tuple[str, int], blobs: Path) -> None:
-    with connection, socket.create_connection(target) as upstream:
+    with suppress(ConnectionError), connection, socket.create_connection(target) as upstream:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         while request := _head(connection):
             if (match := _RANGE.match(request)) is None:
@@ -33,6 +34,7 @@ def _serve(connection: socket.socket, target: tuple[str, int], blobs: Path) -> N
             with open(blobs / name[:2] / name / "data", "rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 head = f"HTTP/1.1 206 Partial Content\r\nContent-Length: {last + 1 - first}\r\n"
+                head += "Content-Type: application/octet-stream\r\n"  # stargz takes no answer without one
                 connection.sendall(f"{head}Content-Range: bytes {first}-{last}/{size}\r\n\r\n".encode())
                 while first <= last:
                     first += os.sendfile(connection.fileno(), file.fileno(), first, last + 1 - first)

@@ -7,25 +7,15 @@ The trace is of the pages that one start touched of the same image in a reposito
 from __future__ import annotations
 
 import shutil
-import subprocess
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from bench.demo import compressed_size, full_pull, lazy_start, run
 from bench.link import Link
-from bench.measure import Row, Sample, shown
-from bench.node import BUILDER, Node, drop_caches
-from bench.peers import (
-    PeerMount,
-    nydus2_command,
-    nydus3_command,
-    nydus_builds,
-    push_blob,
-)
-from bench.workload import command, start_application
+from bench.measure import Row, Sample
+from bench.node import BUILDER, Node
+from bench.starting_peers import Peer, prepare
+from bench.workload import command
 from tests.images import catalog
 from tests.images.layout import push
 from tests.support.registry import docker_registry
@@ -33,7 +23,6 @@ from tests.support.registry import docker_registry
 RATE, RTT = 3e6, 0.02
 TRACE_LINKS = (("25 Mbit/s, 20 ms", 25e6 / 8, 0.02, 2), ("1 Gbit/s, 1 ms", 1e9 / 8, 0.001, 1))  # R3, with its goals
 PLAIN, TRACED, REBUILT = "debian:12", "traced/debian:12", "rebuilt/debian:12"
-PEER_COMMANDS = {"nydus2": nydus2_command, "nydus3": nydus3_command}
 
 
 def rows(runs: int) -> list[Row]:
@@ -46,12 +35,11 @@ def rows(runs: int) -> list[Row]:
                 _publish(layout, f"{registry}/{name}")
             _publish_trace(scratch / "tracing", f"docker://{registry}/{TRACED}")
             _publish(layout, f"{registry}/{REBUILT}", "--trace", f"docker://{registry}/{TRACED}")
-            peers, notes = _prepare_peers(scratch, registry, layout)
+            peers, notes = prepare(scratch, registry, layout)
             with Link(registry, RATE, RTT) as link:
                 samples = _measure(runs, link, scratch, peers)
             trace_rows = [row for each in TRACE_LINKS for row in _trace_rows(runs, registry, scratch, *each)]
-    titles = {name: peer.title for name, peer in peers.items()}
-    return [*_rows(samples, titles, notes, compressed_size(layout)), *trace_rows]
+    return [*_rows(samples, peers, notes, compressed_size(layout)), *trace_rows]
 
 
 def _publish(layout: Path, name: str, *options: str) -> None:
@@ -94,41 +82,7 @@ def _trace_rows(runs: int, registry: str, scratch: Path, name: str, rate: float,
     return rows
 
 
-class _Peer(NamedTuple):
-    """A peer's image in the registry, and what mounts it."""
-
-    title: str
-    bootstrap_digest: str
-    mount: Callable[[Path, str, str, Path], PeerMount]
-
-
-def _prepare_peers(scratch: Path, registry: str, layout: Path) -> tuple[dict[str, _Peer], list[str]]:
-    """Build and publish the image for each peer that is here; and what is said of those that are not."""
-    peers: dict[str, _Peer] = {}
-    notes: list[str] = []
-    run("umoci", "unpack", "--image", f"{layout}:latest", scratch / "tree")
-    tree = scratch / "tree/rootfs"
-    for name, title, image, mount in nydus_builds(tree, scratch, notes):
-        push_blob(registry, "debian", image.blob.read_bytes())
-        peers[name] = _Peer(title, push_blob(registry, "debian", image.packed_bootstrap()), mount)
-    shutil.rmtree(scratch / "tree")
-    return peers, notes
-
-
-def _peer_start(link: Link, peer: _Peer, directory: Path) -> tuple[float, int]:
-    """Fetch the bootstrap, mount, start; returns seconds and bytes."""
-    directory.mkdir()
-    drop_caches()
-    link.reset()
-    begin = time.monotonic()
-    url = f"http://{link.address}/v2/debian/blobs/{peer.bootstrap_digest}"
-    subprocess.run(f"curl -fsS {url} | gunzip > {directory}/bootstrap", shell=True, check=True)
-    with peer.mount(directory / "bootstrap", link.address, "debian", directory / "node") as node:
-        start_application(node.mount_point)
-        return time.monotonic() - begin, sum(link.counters()[:2])
-
-
-def _measure(runs: int, link: Link, scratch: Path, peers: dict[str, _Peer]) -> dict[str, tuple[Sample, Sample]]:
+def _measure(runs: int, link: Link, scratch: Path, peers: dict[str, Peer]) -> dict[str, tuple[Sample, Sample]]:
     """Seconds and bytes of each way, in turn, `runs` times."""
     samples = {name: (Sample(), Sample()) for name in ("full", "ours", "traced", "rebuilt", *peers)}
     for number in range(runs):
@@ -140,7 +94,7 @@ def _measure(runs: int, link: Link, scratch: Path, peers: dict[str, _Peer]) -> d
         rebuilt = lazy_start(link, place / "rebuilt", REBUILT, "--insecure")
         ways = {"full": full, "ours": ours, "traced": traced, "rebuilt": rebuilt}
         results = {name: (way.output, way.fetched) for name, way in ways.items()}
-        results |= {name: _peer_start(link, peer, place / name) for name, peer in peers.items()}
+        results |= {name: peer.start(link, place / name) for name, peer in peers.items()}
         for name, (seconds, fetched) in results.items():
             samples[name][0].add(seconds)
             samples[name][1].add(fetched)
@@ -149,8 +103,9 @@ def _measure(runs: int, link: Link, scratch: Path, peers: dict[str, _Peer]) -> d
 
 
 def _rows(
-    samples: dict[str, tuple[Sample, Sample]], titles: dict[str, str], notes: list[str], compressed: int
+    samples: dict[str, tuple[Sample, Sample]], peers: dict[str, Peer], notes: list[str], compressed: int
 ) -> list[Row]:
+    titles = {name: peer.title for name, peer in peers.items()}
     share = {
         name: Sample([value / compressed * 100 for value in fetched.values]) for name, (_, fetched) in samples.items()
     }
@@ -162,10 +117,9 @@ def _rows(
     ]
     raw = {f"{name} seconds": sample.values for name, sample in seconds.items()}
     raw |= {f"{name} bytes": fetched.values for name, (_, fetched) in samples.items()}
-    work = Path("$W")
     commands = [
         f"skopeo copy docker://LINK/{PLAIN} oci:$W/oci:latest && umoci unpack --image $W/oci:latest $W/bundle",
-        *(shown(PEER_COMMANDS[name](work / "bootstrap", work)) for name in titles),
+        *(line for peer in peers.values() for line in peer.commands),
     ]
     peer_shares = {title: share[name].median for name, title in titles.items()}
     peer_times = {title: full / seconds[name].median for name, title in titles.items()}

@@ -1,8 +1,8 @@
 """R14: a cold image from a registry that answers at once: the start of an application, a tar of all of the tree, and
 every file in random order by four readers.
 
-Peers read the same tree through the same registry (quick.py), in turn. Nothing is in any cache, but all blobs are in
-the registry's page cache. The mounts are there before: what counts is reading.
+Peers read the same tree through the same registry (quick.py), in turn; those of containerd, layer by layer. Nothing is
+in any cache, but all blobs are in the registry's page cache. The mounts are there before: what counts is reading.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from bench.measure import Row, Sample, timed
 from bench.node import Node, drop_caches
 from bench.peers import NydusBuilt, nydus_builds, push_blob
+from bench.peers_containerd import Snapshotter, SnapshotterNode, publish_all
 from bench.published import IMAGE, published
 from bench.quick import Quick
 from bench.workload import start_application
@@ -27,6 +28,7 @@ _SEED = 1
 _TAR = "tar -C $W/mnt -cf - . | cat >/dev/null"
 _FILES = f"cd $W/mnt && xargs -0 -P{READERS} -n{FILES_EACH} cat <$W/names >/dev/null"
 FORMS = ("encoded", "decoded")
+LOSES_LINKS = "Nydus 3"  # two of the tree's, so that tar ends with 1
 _LINES = {  # what is read, and how
     "an application's start": "",
     "a tar of all of the tree": _TAR,
@@ -53,9 +55,10 @@ def rows(runs: int) -> list[Row]:
             peers = list(nydus_builds(debian.tree, scratch, notes))
             for peer in peers:
                 push_blob(debian.registry, "debian", peer.image.blob.read_bytes())
+            lazy = publish_all(debian.layout, debian.registry, scratch, notes)
             (scratch / "names").write_bytes(_names(debian.tree))
             with Quick(debian.registry, debian.storage) as quick:
-                mounts = _mounts(scratch, quick.address, peers)
+                mounts = _mounts(scratch, quick.address, peers, lazy)
                 samples = _measure(runs, scratch, mounts)
     return [row for what in samples for row in _rows(what, samples[what], notes)]
 
@@ -72,14 +75,23 @@ def _names(tree: Path) -> bytes:
     return b"".join(name.encode() + b"\0" for name in names)
 
 
-def _mounts(scratch: Path, registry: str, peers: list[NydusBuilt]) -> dict[str, Mounted]:
+def _mounts(
+    scratch: Path, registry: str, peers: list[NydusBuilt], snapshotters: list[Snapshotter]
+) -> dict[str, Mounted]:
     def ours(form: str) -> Mounted:
         return lambda: _ours(scratch, registry, form)
 
     def theirs(peer: NydusBuilt) -> Mounted:
         return lambda: _theirs(scratch, registry, peer)
 
-    return {form: ours(form) for form in FORMS} | {peer.title: theirs(peer) for peer in peers}
+    def pulled(snapshotter: Snapshotter) -> Mounted:
+        return lambda: _pulled(scratch, registry, snapshotter)
+
+    return (
+        {form: ours(form) for form in FORMS}
+        | {peer.title: theirs(peer) for peer in peers}
+        | {snapshotter.title: pulled(snapshotter) for snapshotter in snapshotters}
+    )
 
 
 @contextmanager
@@ -104,6 +116,16 @@ def _theirs(scratch: Path, registry: str, peer: NydusBuilt) -> Iterator[Path]:
         yield mount.mount_point
 
 
+@contextmanager
+def _pulled(scratch: Path, registry: str, snapshotter: Snapshotter) -> Iterator[Path]:
+    with (
+        tempfile.TemporaryDirectory(prefix="peer-", dir=scratch) as name,
+        SnapshotterNode(snapshotter, Path(name)) as node,
+    ):
+        node.mount(registry)
+        yield node.mount_point
+
+
 def _measure(runs: int, scratch: Path, mounts: dict[str, Mounted]) -> dict[str, dict[str, Sample]]:
     """Seconds, by what is read and by who serves it."""
     samples = {what: {name: Sample() for name in mounts} for what in _LINES}
@@ -112,7 +134,7 @@ def _measure(runs: int, scratch: Path, mounts: dict[str, Mounted]) -> dict[str, 
             for name, mounted in mounts.items():
                 with mounted() as mount:
                     _make_cold(scratch / "registry")
-                    shell = ["bash", *(["-o", "pipefail"] if name in FORMS else []), "-c"]  # Nydus 3 loses two links
+                    shell = ["bash", *(["-o", "pipefail"] if name != LOSES_LINKS else []), "-c"]
                     words = line.replace("$W/mnt", str(mount)).replace("$W", str(scratch))
                     samples[what][name].add(timed([*shell, words]) if line else start_application(mount))
     return samples
