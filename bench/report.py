@@ -26,8 +26,8 @@ What is counted:
 - *The link* is a proxy with a rate and a round-trip time (`bench/link.py`), or loopback where none is named.
 - *The image*: Debian 12 with python3, numpy, requests and a compiler, about 17,400 inodes, made from packages.
 - *The application*: a Python program that imports numpy and requests; its time ends with its first line of output.
-- *Peers* fetch nothing unasked: prefetching in the background is off, theirs and ours. overlaybd is not among them: its
-  devices need TCMU in the kernel.
+- *Peers* run without their prefetching of all in the background, which would take the link from a start; ours runs as
+  it is installed. overlaybd is not among them: its devices need TCMU in the kernel.
 """
 
 
