@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -43,6 +44,8 @@ class Around:
             return {"reference": f"docker://{seen(link.address)}/{IMAGE}", **task}
 
         scenario.host = prepare
+        for earlier in self._side.folder.glob("*-_demo"):  # a guest's disk and output, of which there is one a name
+            shutil.rmtree(earlier)
         result = self._host.play(self._side, scenario, self._host.Cell(self._kernel, PLANE, FORM))
         if result.outcome != "passed":
             raise SystemExit(f"the virtual machine {result.outcome}: {result.message}")
