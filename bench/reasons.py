@@ -42,15 +42,17 @@ _REASONS: list[tuple[str, str, str]] = [
     ),
     (
         "R10",
-        "random 4 KiB reads, 1 job: plain EROFS / ours, decoded",
+        "ours, decoded",
         "complete files have no mark, and a read of one goes the way of a plain image's: what differs is the disk's "
-        "spread, from 0.14 to 0.26 s for the same reads of the plain image.",
+        "spread, up to twofold for the same reads of the plain image.",
     ),
     (
         "R10",
         "tar of the tree: plain EROFS / ours, encoded",
         "tar reads one file after the other and waits while the kernel decodes it: all of the tree at the speed of "
-        "`zstd -d` on one processor is the floor. Readers in parallel do not wait for each other, as 4 jobs show.",
+        "`zstd -d` on one processor is the floor, behind a disk that is faster than that. Nor is it otherwise with "
+        "direct I/O, or with decoding forced off the reader (`directio`, `sync_decompress`): tried, and no faster. "
+        "Readers in parallel do not wait for each other, as 4 jobs show.",
     ),
     (
         "R11",
@@ -63,7 +65,7 @@ _REASONS: list[tuple[str, str, str]] = [
         "mount to first ls",
         "by the source: its manifest, the list of its artifacts beside the manifest of the usual one, the metadata, "
         "three round trips; by the artifact one less. The rest is two commands that start, Python, and metadata of "
-        "100,000 files that is hashed and unpacked: processor time (201 and 181 ms on a machine twice as "
+        "100,000 files that is hashed and unpacked: processor time (161 and 143 ms on a machine twice as "
         "fast). Next: less to load for the command, and metadata that is unpacked while it comes.",
     ),
     (
