@@ -23,7 +23,9 @@ from typing import NamedTuple
 
 from bench.demo import run
 from bench.peers import MissingPeer, find
+from mounts import mountinfo
 from tests.images.layout import push
+from tests.support.sweep import unmount_below
 
 STARTUP = 20.0  # seconds for a daemon's socket
 _UNUSED = ("grpc.v1.cri", "cri.v1.images", "cri.v1.runtime", "nri.v1.nri", "internal.v1.opt")  # plugins
@@ -80,7 +82,7 @@ def _publish_stargz(layout: Path, registry: str, scratch: Path) -> None:
     image = layout.parent
     kept = image.with_name(f"{image.name}-estargz")
     if not kept.exists():
-        with tempdir(scratch / "estargz") as directory, _containerd(directory) as containerd:
+        with _directory(scratch / "estargz") as directory, _containerd(directory) as containerd:
             source, target = f"{registry}/plain/debian:12", f"{registry}/{STARGZ.image}"
             push(layout, source)
             _run(containerd, "ctr", "content", "fetch", "--plain-http", source)
@@ -94,7 +96,7 @@ def _publish_stargz(layout: Path, registry: str, scratch: Path) -> None:
 
 def _publish_soci(layout: Path, registry: str, scratch: Path) -> None:
     """The same layers, and an index of spans of 4 MiB."""
-    with tempdir(scratch / "soci") as directory:
+    with _directory(scratch / "soci") as directory:
         _run(None, "soci", "convert", "--standalone", "--format", "oci-dir", layout, directory / "oci")
         _copy(f"oci:{directory / 'oci'}", f"docker://{registry}/{SOCI.image}")
 
@@ -115,7 +117,7 @@ class SnapshotterNode:
 
     def __enter__(self) -> SnapshotterNode:
         self.mount_point.mkdir(parents=True)
-        self._stack.callback(_unmount_below, self.directory)
+        self._stack.callback(unmount_below, self.directory)
         try:
             self._start()
         except BaseException:
@@ -157,7 +159,7 @@ def commands(snapshotter: Snapshotter) -> list[str]:
 
 
 @contextmanager
-def tempdir(directory: Path) -> Iterator[Path]:
+def _directory(directory: Path) -> Iterator[Path]:
     """`directory`, made here and gone afterwards."""
     directory.mkdir(parents=True)
     try:
@@ -209,20 +211,9 @@ def _daemon(command: list[str | Path], log: Path, is_up: Callable[[], bool]) -> 
 
 def _layers(overlay: Path) -> list[Path]:
     """The directories below an overlay mount."""
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, point, kind, options, *_ = line.split()
-        if point == str(overlay) and kind == "overlay":
-            given = dict(option.partition("=")[::2] for option in options.split(","))
-            return [Path(name) for name in given["lowerdir"].split(":")]
-    raise RuntimeError(f"{overlay}: no overlay is mounted there")
-
-
-def _unmount_below(directory: Path) -> None:
-    """Detach whatever is mounted below `directory`, the newest first."""
-    prefix = f"{directory}/"
-    points = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
-    for point in reversed([point for point in points if point.startswith(prefix)]):
-        subprocess.run(["umount", "-l", point], stderr=subprocess.DEVNULL)
+    (mount,) = (mount for mount in mountinfo("overlay") if mount.target == str(overlay))
+    options = dict(option.partition("=")[::2] for option in mount.super_options.split(","))
+    return [Path(name) for name in options["lowerdir"].split(":")]
 
 
 def _run(socket: Path | None, name: str, *arguments: str | Path) -> None:

@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
 from bench.measure import Row, Sample, timed
@@ -78,20 +79,12 @@ def _names(tree: Path) -> bytes:
 def _mounts(
     scratch: Path, registry: str, peers: list[NydusBuilt], snapshotters: list[Snapshotter]
 ) -> dict[str, Mounted]:
-    def ours(form: str) -> Mounted:
-        return lambda: _ours(scratch, registry, form)
-
-    def theirs(peer: NydusBuilt) -> Mounted:
-        return lambda: _theirs(scratch, registry, peer)
-
-    def pulled(snapshotter: Snapshotter) -> Mounted:
-        return lambda: _pulled(scratch, registry, snapshotter)
-
-    return (
-        {form: ours(form) for form in FORMS}
-        | {peer.title: theirs(peer) for peer in peers}
-        | {snapshotter.title: pulled(snapshotter) for snapshotter in snapshotters}
-    )
+    mounts: dict[str, Mounted] = {form: partial(_ours, scratch, registry, form) for form in FORMS}
+    for peer in peers:
+        mounts[peer.title] = partial(_theirs, scratch, registry, peer)
+    for snapshotter in snapshotters:
+        mounts[snapshotter.title] = partial(_pulled, scratch, registry, snapshotter)
+    return mounts
 
 
 @contextmanager

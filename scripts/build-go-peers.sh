@@ -12,7 +12,6 @@ dest=${1:-${XDG_CACHE_HOME:-$HOME/.cache}/erofs-ondemand/peers}
 containerd=2.2.3
 stargz=7cf47cba499264f61bc4adac00e05edd599ca48f
 soci=77fb4266a671d3905ca95fbcaac5a556853b7733
-work=
 
 for program in go git; do
     if ! command -v "$program" >/dev/null; then
@@ -33,11 +32,12 @@ build() {
     local directory=$1 out=$2
     shift 2
     (cd "$directory" && nice -n 10 go build -o "$work/bin/" "$@")
-    mkdir -p "$(dirname "$out")"
+    mkdir "$(dirname "$out")"
     mv "$work/bin" "$out"
 }
 
-work=$(mktemp -d)
+mkdir -p "$dest"
+work=$(mktemp -d "$dest/build.XXXXXX") # on the same file system: a move is at once
 trap 'rm -rf "$work"' EXIT
 if [ ! -d "$dest/containerd-$containerd/bin" ]; then
     mkdir -p "$work/containerd"

@@ -24,7 +24,7 @@ def sweep_dead_sessions(parent: Path) -> list[str]:
     for note in parent.glob(f"*/{_NOTE}"):
         pid, _, started = note.read_text().partition(" ")
         if not pid.isdigit() or _start_time(int(pid)) != started:
-            done += _unmount_below(note.parent) + _end_processes_of(note.parent)
+            done += unmount_below(note.parent) + _end_processes_of(note.parent)
             note.unlink(missing_ok=True)
     return done
 
@@ -46,7 +46,8 @@ def mounts_below(base: Path) -> list[str]:
     return points[::-1]
 
 
-def _unmount_below(base: Path) -> list[str]:
+def unmount_below(base: Path) -> list[str]:
+    """Detach whatever is mounted at or below `base`, the innermost first; returns the mount points."""
     libc = ctypes.CDLL(None, use_errno=True)
     points = mounts_below(base)
     for point in points:
