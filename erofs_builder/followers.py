@@ -1,117 +1,60 @@
-"""What follows the first read of a plug-in: a module that a program loads while it runs needs libraries of its own.
+"""Frames that are read once another one was, of any file: what a plug-in or a Python package brings with it.
 
-An interpreter's extension modules (`….so` outside of the loader's directories) are not what its start needs by itself.
-But once one is opened, the dynamic loader reads its symbols, writes to its data, and does the same with every library
-that it needs: one wait after another, unless all of them are fetched at once. Which ones the module's file says. As
-text, beside the list of a start, with runs of frames as there (frame_list.py):
+As text, beside the list of a start, with runs of frames as there (frame_list.py):
 
-    followers = entry *( SP entry )           e.g. "1:107>1:108,1:129-130,0:224 1:304>1:359"
-    entry     = frame ">" run *( "," run )
+    followers = entry *( SP entry )                        e.g. "1:107>1:108,1:129-130,0:224 1:304!1:303>1:359"
+    entry     = frame [ "!" runs ] ">" runs                not where one of the frames behind "!" was read before
+    runs      = run *( "," run )
 
 Entries are hints, as the list is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
+from typing import NamedTuple
 
-from erofs_builder.command import Command
 from erofs_builder.errors import ArtifactError
 from erofs_builder.frame_list import MAX_FRAMES, MAX_TEXT, Place, decode_frames, encode_frames
-from erofs_builder.model import Blob, Node
-from erofs_builder.startup import LIBRARY_DIRECTORIES, ReadFrame, Start, frames_of
-from erofs_builder.startup import Place as BlobPlace
-
-MAX_MODULES = 256  # the largest ones
-MAX_CLOSURE = 64  # libraries of one module
-_SUFFIX = b".so"
-_IGNORED = (b"-linux-gnu", b"/gconv")  # directories: the loader's own, and the C library's character sets
-Followers = dict[Place, list[Place]]
 
 
-def find_followers(
-    root: Node, command: Command, read_frame: ReadFrame, numbers: Mapping[Blob, int], known: Iterable[Place]
-) -> Followers:
-    """Followers of each module's first frame. `known`: the frames of the start, which are fetched in any case.
+class Follower(NamedTuple):
+    """`places` will be read once `head` is, unless one of `unless` was read before."""
 
-    Of a frame in which several modules begin, who reads it is not known: what all of them need follows.
-    """
-    start = Start(root, command, read_frame)
-    found: dict[Place, set[Place]] = {}
-    listed = set(known)
-    for path, node in _modules(root):
-        heads = [(numbers[blob], frame) for blob, frame in frames_of(node, 0, 1) if blob in numbers]
-        if not heads or heads[0] in listed:
-            continue
-        try:
-            places = {(numbers[blob], frame) for blob, frame in _closure(start, path, node) if blob in numbers}
-        except (OSError, KeyError):
-            places = set()
-        places -= listed | {heads[0]}
-        found[heads[0]] = found.get(heads[0], places) & places
-    return {place: sorted(others) for place, others in sorted(found.items()) if others}
+    head: Place
+    unless: tuple[Place, ...]
+    places: list[Place]
 
 
-def _modules(root: Node) -> list[tuple[bytes, Node]]:
-    """Plug-ins, ordered by where they lie, so that a frame is decoded once."""
-    found: list[tuple[bytes, Node]] = []
-    stack = [(b"", root)]
-    while stack:
-        directory, node = stack.pop()
-        plug_ins = directory not in LIBRARY_DIRECTORIES and not directory.endswith(_IGNORED)
-        for name, child in (node.children or {}).items():
-            path = directory + b"/" + name
-            if child.children is not None:
-                stack.append((path, child))
-            elif plug_ins and _SUFFIX in name and child.extents:
-                found.append((path[1:], child))
-    found.sort(key=lambda item: (-item[1].size, item[0]))
-    del found[MAX_MODULES:]
-    return sorted(found, key=lambda item: (item[1].extents[0].frame, item[0]))
-
-
-def _closure(start: Start, path: bytes, node: Node) -> Iterator[BlobPlace]:
-    """What the loader touches of a module and the libraries that it needs."""
-    pending, seen = [(path, node)], {id(node)}
-    inherited: list[bytes] = []
-    while pending:
-        path, node = pending.pop(0)
-        program = start.program(node)
-        if program is None:
-            continue
-        for offset, length in program.touched:
-            yield from frames_of(node, offset, length)
-        inherited += start.search(path, program)
-        for name in program.needed:
-            library = start.library(name, inherited)
-            if library is not None and id(library[1]) not in seen and len(seen) < MAX_CLOSURE:
-                seen.add(id(library[1]))
-                pending.append(library)
-
-
-def encode_followers(followers: Followers) -> str:
+def encode_followers(followers: Iterable[Follower]) -> str:
     """The text; what would make it too long is left out."""
-    entries, length = [], 0
-    for (blob, frame), others in followers.items():
-        entry = f"{blob}:{frame}>" + encode_frames(others).replace(" ", ",")
-        length += len(entry) + 1
-        if length > MAX_TEXT:
+    entries, length, count = [], 0, 0
+    for head, unless, places in followers:
+        guards = "!" + _runs(unless) if unless else ""
+        entry = f"{encode_frames([head])}{guards}>{_runs(places)}"
+        length, count = length + len(entry) + 1, count + len(unless) + len(places)
+        if length > MAX_TEXT or count > MAX_FRAMES:
             break
         entries.append(entry)
     return " ".join(entries)
 
 
-def decode_followers(text: str) -> Followers:
+def _runs(places: Iterable[Place]) -> str:
+    return encode_frames(places).replace(" ", ",")
+
+
+def decode_followers(text: str) -> list[Follower]:
     """Read a text; ArtifactError if it is none."""
     if len(text) > MAX_TEXT:
         raise ArtifactError(f"followers: {len(text)} characters")
-    found: Followers = {}
+    found: list[Follower] = []
     count = 0
     for entry in text.split():
-        first, arrow, others = entry.partition(">")
-        heads, places = decode_frames(first), decode_frames(others.replace(",", " "))
-        count += len(places)
-        if not arrow or len(heads) != 1 or count > MAX_FRAMES:
+        condition, arrow, others = entry.partition(">")
+        head, mark, guards = condition.partition("!")
+        heads, unless, places = (decode_frames(runs.replace(",", " ")) for runs in (head, guards, others))
+        count += len(unless) + len(places)
+        if not arrow or len(heads) != 1 or bool(mark) != bool(unless) or not places or count > MAX_FRAMES:
             raise ArtifactError(f"followers: {entry[:40]!r} is no entry, or too long")
-        found[heads[0]] = places
+        found.append(Follower(heads[0], tuple(unless), places))
     return found

@@ -61,7 +61,7 @@ class Start:
         return list(self.first | self.rest | self.modules)
 
     def _program(self, name: bytes, scripts: int) -> None:
-        found = self._find_program(name)
+        found = self.find_program(name)
         if found is None or id(found[1]) in self.seen:
             return
         path, node = found
@@ -76,21 +76,23 @@ class Start:
         if library := library_of(path):
             version = library.rpartition(b"python")[2].replace(b".", b"")
             for module in byte_code(library, version):
-                if file := self._file(module):
+                if file := self.file(module):
                     self._add(self.modules, frames_of(file[1]))
 
-    def _find_program(self, name: bytes) -> tuple[bytes, Node] | None:
+    def find_program(self, name: bytes) -> tuple[bytes, Node] | None:
+        """The file that is run under a name, and its path."""
         if b"/" in name:
-            return self._file(name if name.startswith(b"/") else self.command.directory.encode() + b"/" + name)
+            return self.file(name if name.startswith(b"/") else self.command.directory.encode() + b"/" + name)
         directories = (self.command.variable("PATH") or DEFAULT_PATH).split(b":")
         return self._first_file(directories, name)
 
-    def _file(self, path: bytes) -> tuple[bytes, Node] | None:
+    def file(self, path: bytes) -> tuple[bytes, Node] | None:
+        """The regular file at a path, and its path without links."""
         found = lookup(self.root, path)
         return found if found and stat.S_ISREG(found[1].mode) else None
 
     def _first_file(self, directories: Iterable[bytes], name: bytes) -> tuple[bytes, Node] | None:
-        return next((found for each in directories if (found := self._file(each + b"/" + name))), None)
+        return next((found for each in directories if (found := self.file(each + b"/" + name))), None)
 
     def _loaded(self, path: bytes, node: Node, whole: int) -> None:
         """An ELF file and, breadth first as the loader goes, all that it needs."""
@@ -110,9 +112,9 @@ class Start:
                 begin, end = program.unwinding
                 self._add(self.rest, frames_of(node, 0, begin))
                 self._add(self.rest, frames_of(node, end, node.size - end))
-            if program.interpreter and (loader := self._file(program.interpreter)):
+            if program.interpreter and (loader := self.file(program.interpreter)):
                 pending.append((*loader, _WHOLE_LIBRARY))
-                if cache := self._file(_CACHE):
+                if cache := self.file(_CACHE):
                     self._add(self.first, frames_of(cache[1]))
             inherited += self.search(path, program)
             for name in program.needed:
@@ -133,7 +135,7 @@ class Start:
     def library(self, name: bytes, inherited: Sequence[bytes]) -> tuple[bytes, Node] | None:
         """The file that the loader takes for a DT_NEEDED name, and its path; `inherited`: RPATH and RUNPATH."""
         if b"/" in name:
-            return self._file(name)
+            return self.file(name)
         if inherited:
             return self._searched(name, inherited)
         if name not in self.libraries:
@@ -153,7 +155,7 @@ class Start:
         if directory := lookup(self.root, _CONFIGURATION + b".d"):
             texts += [_CONFIGURATION + b".d/" + name for name in sorted(directory[1].children or {})]
         for path in texts:
-            if (file := self._file(path)) and file[1].size < 65536:
+            if (file := self.file(path)) and file[1].size < 65536:
                 lines = self.read(file[1], 0, file[1].size).split(b"\n")
                 found += [line.strip() for line in lines if line.strip().startswith(b"/")]
         return found

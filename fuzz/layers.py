@@ -14,6 +14,7 @@ from erofs_builder.errors import FormatError, TarError, UnsupportedError
 from erofs_builder.hot import crc32c, parse_tar_header, scan_tar_headers
 from erofs_builder.layer import Options, build_layer, clean_path
 from erofs_builder.payload import Form
+from erofs_builder.python_imports import MAX_NAME, imports_of
 from erofs_builder.tarstream import TarEntry, TarReader
 from erofs_builder.tree import flatten, walk
 from fuzz.formats import check_extents
@@ -83,6 +84,13 @@ def tar_headers(data: bytes) -> None:
     for found, expected_record in zip(scan_tar_headers(data), twins.scan_tar_headers(data), strict=True):
         assert found[: len(expected_record)] == expected_record
     assert crc32c(data[:80]) == twins.crc32c(data[:80])
+
+
+def imports(data: bytes) -> None:
+    """What a Python source imports."""
+    found = list(imports_of(data))
+    assert all(len(name) <= MAX_NAME for each in found for name in (each.module, *each.names))
+    assert sum(len(each.names) + 1 for each in found) <= len(data)
 
 
 def decompress(data: bytes) -> None:

@@ -197,7 +197,8 @@ def trace(data: bytes) -> None:
         assert decode_frames(encode_frames(frames)) == frames or len(encode_frames(frames)) > 60000
     elif kind == b"w":
         followers = decode_followers(body.decode("latin-1"))
-        assert decode_followers(encode_followers(followers)).items() <= followers.items()
+        again = decode_followers(encode_followers(followers))
+        assert again == followers[: len(again)]
     elif kind == b"p":
         runs = decode_page_trace(body)
         assert decode_page_trace(encode_page_trace(runs)) == runs

@@ -14,7 +14,6 @@ import zstandard
 
 from erofs_builder.contents import Contents, encode_contents
 from erofs_builder.digest import Digest
-from erofs_builder.followers import encode_followers
 from erofs_builder.frame_list import encode_frames
 from erofs_builder.frames import FrameTable
 from erofs_builder.hints import Hints
@@ -203,6 +202,10 @@ def seeds() -> dict[str, list[bytes]]:
             b"120",
             b"Wed, 21 Oct 2026 07:28:00 GMT",
         ],
+        "imports": [
+            b"import os, a.b as c\nfrom ..x import (y, # z\n  w,\n)\ntry:\n    from . import v\nexcept E:\n\timport u",
+            b"if TYPE_CHECKING:\n    import a\nelse:\n    import b, \\\n c; d\ndef f():\n    import e\n",
+        ],
         "index": [_index()],
         "keeper": _packets() + [b"\0\n".join(_packets())],
         "layer": tars,
@@ -226,7 +229,7 @@ def seeds() -> dict[str, list[bytes]]:
         "tar-headers": tars,
         "trace": [
             b"f" + encode_frames([(0, 1), (0, 2), (3, 0)]).encode(),
-            b"w" + encode_followers({(0, 5): [(1, 6), (1, 7), (0, 2)], (1, 0): [(0, 0)]}).encode(),
+            b"w0:5>1:6-7,0:2 1:0!0:3-4,1:9>0:0",
             b"p" + encode_page_trace([PageRun(b"usr/bin/a", 0, 3)]),
             b"r" + encode_trace(Descriptor("m", _DIGEST, 4), encode_frames([(0, 1)]), 0.0),
         ],

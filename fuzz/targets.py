@@ -38,6 +38,7 @@ TARGETS = {
     "frame-table": Target(formats.frame_table, formats.ALLOWED, 4096),
     "headers": Target(registry.headers, registry.ALLOWED, 1024),
     "hints": Target(formats.hints, formats.ALLOWED, 1024),
+    "imports": Target(layers.imports, layers.ALLOWED, 2048),
     "index": Target(registry.index, registry.ALLOWED, 4096),
     "keeper": Target(packets.keeper, packets.ALLOWED, 2048),
     "layer": Target(layers.layer, layers.ALLOWED, 8192, 2),

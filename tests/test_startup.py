@@ -13,13 +13,14 @@ import zstandard
 from erofs_builder.command import Command
 from erofs_builder.elf import read_program
 from erofs_builder.errors import ArtifactError
-from erofs_builder.followers import decode_followers, encode_followers, find_followers
+from erofs_builder.followers import Follower, decode_followers, encode_followers
 from erofs_builder.frame_list import MAX_FRAMES, MAX_TEXT, decode_frames, encode_frames
 from erofs_builder.layer import build_layer
 from erofs_builder.model import Blob, Node
 from erofs_builder.paths import lookup
+from erofs_builder.plug_ins import plug_in_followers
 from erofs_builder.python_modules import byte_code, is_core, library_of
-from erofs_builder.startup import start_frames
+from erofs_builder.startup import Start, start_frames
 from erofs_builder.tree import flatten
 from tests.support.oci import tar_of
 
@@ -179,7 +180,9 @@ def test_a_plug_in_is_followed_by_its_libraries(tmp_path: Path) -> None:
     }
     tree = Tree(tmp_path, ["/usr/bin/env"], others)
     numbers = {blob: number for number, blob in enumerate(tree.blobs)}
-    found = find_followers(tree.root, Command(), tree.read_frame, numbers, [])
+    start = Start(tree.root, Command(), tree.read_frame)
+    followers = plug_in_followers(start, numbers, [])
+    found = {head: places for head, _, places in followers}
 
     def head(path: str) -> tuple[int, int]:
         ((blob, frame),) = tree.heads(path)
@@ -188,22 +191,46 @@ def test_a_plug_in_is_followed_by_its_libraries(tmp_path: Path) -> None:
     assert {head("/app/lib/libnear.so"), head("/app/lib/libdeep.so")} <= set(found[head("/app/plug/in.so")])
     assert head("/app/lib/libother.so") not in found[head("/app/plug/in.so")]
     assert head("/app/plug/in.so") not in found[head("/app/plug/in.so")]
-    assert decode_followers(encode_followers(found)) == found
-    listed = find_followers(tree.root, Command(), tree.read_frame, numbers, [head("/app/lib/libnear.so")])
+    assert decode_followers(encode_followers(followers)) == followers
+    listed = {place: others for place, _, others in plug_in_followers(start, numbers, [head("/app/lib/libnear.so")])}
     assert head("/app/lib/libnear.so") not in listed[head("/app/plug/in.so")]
 
 
 def test_followers_as_text() -> None:
-    followers = {(0, 5): [(1, 6), (1, 7), (0, 2)], (1, 0): [(0, 0)]}
-    assert encode_followers(followers) == "0:5>1:6-7,0:2 1:0>0:0"
-    assert decode_followers("") == {}
-    many = {(0, number): [(0, number + 1)] for number in range(20_000)}
+    followers = [
+        Follower((0, 5), (), [(1, 6), (1, 7), (0, 2)]),
+        Follower((1, 0), ((0, 3), (0, 4), (1, 9)), [(0, 0)]),
+        Follower((1, 0), (), [(0, 1)]),
+    ]
+    assert encode_followers(followers) == "0:5>1:6-7,0:2 1:0!0:3-4,1:9>0:0 1:0>0:1"
+    assert decode_followers(encode_followers(followers)) == followers
+    assert decode_followers("") == []
+    many = [Follower((0, number), (), [(0, number + 1)]) for number in range(20_000)]
     assert len(encode_followers(many)) <= MAX_TEXT
-    assert decode_followers(encode_followers(many)).items() <= many.items()
+    kept = decode_followers(encode_followers(many))
+    assert kept == many[: len(kept)] and len(kept) > 1000
+    wide = [Follower((0, number), (), [(1, frame) for frame in range(9000)]) for number in range(20)]
+    assert decode_followers(encode_followers(wide)) == wide[:7]  # of 65,536 frames
 
 
 @pytest.mark.parametrize(
-    "text", ["0:1", ">0:1", "0:1-2>0:3", "0:1 0:2>0:3", "0:1>x", "0:1>0:0-65535 0:2>0:0-9", "0:1>0:2 " * 9000]
+    "text",
+    [
+        "0:1",
+        ">0:1",
+        "0:1-2>0:3",
+        "0:1 0:2>0:3",
+        "0:1>x",
+        "0:1>0:0-65535 0:2>0:0-9",
+        "0:1>0:2 " * 9000,
+        "0:1!>0:2",
+        "0:1!x>0:2",
+        "!0:1>0:2",
+        "0:1!0:2",
+        "0:1!0:2!0:3>0:4",
+        "0:1>",
+        "0:1!0:2>",
+    ],
 )
 def test_malformed_followers(text: str) -> None:
     with pytest.raises(ArtifactError):

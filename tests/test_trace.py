@@ -109,6 +109,19 @@ def test_nothing_is_guessed_from_what_is_listed(tmp_path: Path) -> None:
     assert ahead.after(file, range(22, 23)) == [23, 21]
 
 
+def test_what_follows_may_depend_on_what_was_read_before(tmp_path: Path) -> None:
+    files = [open_file(tmp_path / name, sample(40), Form.ENCODED) for name in ("one", "other")]
+    image = Digest.of(b"image")
+    for read, expected in ((None, [6, 7]), ((0, 30), [6, 7]), ((0, 3), [6]), ((1, 9), [6])):
+        starts, _, ahead = _starts(tmp_path)
+        starts.remember(image, START, "0:1")
+        starts.remember(image, FOLLOWERS, "0:5>0:6 0:5!0:3-4,1:9,1:900,7:1>0:7")
+        starts.fetch(image, files)
+        if read is not None:
+            ahead.after(files[read[0]], range(read[1], read[1] + 1))
+        assert ahead.followers(files[0], range(5, 6)) == [(files[0], frame) for frame in expected]
+
+
 def test_what_follows_is_told_once_and_not_with_a_trace(tmp_path: Path) -> None:
     starts, _, ahead = _starts(tmp_path)
     one = open_file(tmp_path / "one", sample(40), Form.ENCODED)

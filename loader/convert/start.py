@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from operator import or_
 from pathlib import Path
 
 from erofs_builder.command import Command
 from erofs_builder.digest import Digest
 from erofs_builder.erofs.flat import decode_frame
-from erofs_builder.followers import encode_followers, find_followers
-from erofs_builder.frame_list import encode_frames
+from erofs_builder.followers import Follower, encode_followers
+from erofs_builder.frame_list import Place, encode_frames
+from erofs_builder.import_followers import import_followers
+from erofs_builder.import_graph import ImportGraph
 from erofs_builder.model import Blob, Node
-from erofs_builder.startup import start_frames
+from erofs_builder.plug_ins import plug_in_followers
+from erofs_builder.python_program import PythonProgram, python_program
+from erofs_builder.python_tree import find_modules
+from erofs_builder.startup import Start
 from loader.artifact import FOLLOWERS_ANNOTATION, START_ANNOTATION
 from loader.registry.base import ImageSource
 
@@ -39,8 +46,36 @@ def frame_reader(files: Mapping[Digest, Path], base: ImageSource | None = None) 
 def start_list(
     root: Node, blobs: Sequence[Blob], command: Command, read_frame: Callable[[Blob, int], bytes]
 ) -> dict[str, str]:
-    """The artifact's annotations: the list of the start, and what follows the first read of plug-ins."""
+    """The artifact's annotations: the list of the start, and what follows the first read of plug-ins and packages."""
     numbers = {blob: number for number, blob in enumerate(blobs)}
-    places = [(numbers[blob], frame) for blob, frame in start_frames(root, command, read_frame) if blob in numbers]
-    followers = find_followers(root, command, read_frame, numbers, places) if places else {}
+    start = Start(root, command, read_frame)
+    places = [(numbers[blob], frame) for blob, frame in start.frames() if blob in numbers]
+    followers: list[Follower] = []
+    if places:
+        program = _python_program(start)
+        graphs = [ImportGraph(start, each, numbers) for each in find_modules(root, program and program.directory)]
+        if program:
+            places += _imported(graphs, program, numbers, set(places))
+        followers = plug_in_followers(start, numbers, places)
+        for graph in graphs:
+            followers += import_followers(graph, set(places))
     return {START_ANNOTATION: encode_frames(places), FOLLOWERS_ANNOTATION: encode_followers(followers)}
+
+
+def _python_program(start: Start) -> PythonProgram | None:
+    try:
+        return python_program(start)
+    except (OSError, KeyError):  # its bytes are not at hand
+        return None
+
+
+def _imported(
+    graphs: Sequence[ImportGraph], program: PythonProgram, numbers: Mapping[Blob, int], known: set[Place]
+) -> list[Place]:
+    """The frames of a program and of all that it imports, but for those that are known."""
+    found = {(numbers[blob], frame) for blob, frame in program.places if blob in numbers}
+    for graph in graphs:
+        modules = set(graph.resolved(program.imports))
+        reached = graph.reached(modules)
+        found |= graph.places(reduce(or_, (reached[module] for module in modules), 0))
+    return sorted(found - known)

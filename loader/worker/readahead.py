@@ -22,6 +22,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from erofs_builder.hints import NO_HINTS, Hints
 from loader.cache.files import CacheFile
@@ -90,6 +91,13 @@ class Judge:
             self._misses /= 2
 
 
+class _Followers(NamedTuple):
+    """What is read once a frame was, unless one of others was read before."""
+
+    others: tuple[Key, ...]
+    unless: tuple[Key, ...]
+
+
 @dataclass(slots=True)
 class _Stream:
     """A sequential reader: READs in a row, their encoded bytes, bytes to be ahead of it, where what was asked ends."""
@@ -116,7 +124,7 @@ class ReadAhead:
         self._scans: dict[CacheFile, Scan] = {}
         self._rests: dict[CacheFile, Rest] = {}
         self._listed: dict[bytes, frozenset[int]] = {}
-        self._followers: dict[CacheFile, dict[int, tuple[Key, ...]]] = {}
+        self._followers: dict[CacheFile, dict[int, list[_Followers]]] = {}
         self._hints: dict[bytes, tuple[int, Hints]] = {}
         self._idle: set[bytes] = set()  # blobs in these two that had no open file when that was looked at last
         self._judges = {
@@ -154,10 +162,11 @@ class ReadAhead:
         """Whether files that are whole lose their marks, and there is room for them."""
         self._pays = pays
 
-    def follow(self, file: CacheFile, frame: int, others: Iterable[Key]) -> None:
-        """Once a frame is read, others are, of any file: a plug-in's libraries."""
+    def follow(self, file: CacheFile, frame: int, others: Iterable[Key], unless: Iterable[Key] = ()) -> None:
+        """Once a frame is read, others are, of any file: a plug-in's libraries. Not if one of `unless` was read."""
         with self._lock:
-            self._followers.setdefault(file, {})[frame] = tuple(others)
+            known = self._followers.setdefault(file, {}).setdefault(frame, [])
+            known.append(_Followers(tuple(others), tuple(unless)))
 
     def followers(self, file: CacheFile, frames: range) -> list[Key]:
         """What follows these frames, told once."""
@@ -165,7 +174,11 @@ class ReadAhead:
         if not known:
             return []
         with self._lock:
-            return [key for frame in frames for key in known.pop(frame, ())]
+            told = [each for frame in frames for each in known.pop(frame, ())]
+            return [key for each in told if not any(map(self._was_read, each.unless)) for key in each.others]
+
+    def _was_read(self, key: Key) -> bool:
+        return key[1] in self._read.get(key[0], ())
 
     def reads(self, file: CacheFile) -> dict[int, int]:
         """Frames of a file that were read since it was opened, with the moment of the first time (larger is later)."""

@@ -22,7 +22,7 @@ from loader.cache.layout import Layout, replace_file
 from loader.errors import LoaderError
 from loader.registry.base import ImageSource
 from loader.trace import find_trace
-from loader.worker.readahead import ReadAhead
+from loader.worker.readahead import Key, ReadAhead
 
 log = logging.getLogger(__name__)
 START, TRACE, FOLLOWERS = "start", "trace", "followers"
@@ -129,19 +129,20 @@ class Starts:
                 self._flights.want(file, [frame for _, frame in run], Priority.AHEAD)
 
     def _expect_followers(self, image: Digest, files: Sequence[CacheFile | None]) -> None:
-        """Tell what plug-ins need, unless a start was watched: its list has what of that was needed."""
+        """Tell what plug-ins and packages need, unless a start was watched: its list has what of that was needed."""
         if self.complete(image):
             return
+
+        def keys(places: Iterable[Place]) -> Iterator[Key]:
+            for number, frame in places:
+                if number < len(files) and (file := files[number]) is not None and frame < len(file.table):
+                    yield file, frame
+
         with contextlib.suppress(OSError, FormatError):
             followers = decode_followers(self._layout.start_list(image, FOLLOWERS).read_text())
-            for (number, frame), places in followers.items():
-                if number < len(files) and (file := files[number]) is not None:
-                    others = [
-                        (other, each)
-                        for blob, each in places
-                        if blob < len(files) and (other := files[blob]) is not None and each < len(other.table)
-                    ]
-                    self._readahead.follow(file, frame, others)
+            for head, unless, places in followers:
+                for file, frame in keys([head]):
+                    self._readahead.follow(file, frame, keys(places), keys(unless))
 
 
 def _gathered(places: Sequence[Place], files: Sequence[CacheFile | None]) -> Iterator[Place]:
