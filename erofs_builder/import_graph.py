@@ -12,7 +12,7 @@ from erofs_builder.plug_ins import closure
 from erofs_builder.python_imports import Import, imports_of
 from erofs_builder.python_tree import Module, Modules
 from erofs_builder.startup import Place as BlobPlace
-from erofs_builder.startup import Start, frames_of
+from erofs_builder.startup import Start, encoded_size, frames_of, run_frames
 
 MAX_READ = 4096  # sources; of more, those that are reached first
 MAX_NEEDS = 100_000  # imports of all of them
@@ -140,11 +140,8 @@ class ImportGraph:
             program = self._start.program(module.file)
         except (OSError, KeyError):
             return []
-        whole = frames_of(module.file)
-        if program and sum(blob.table[frame].encoded_size for blob, frame in whole if blob.table) <= _WHOLE_PLUG_IN:
-            begin, end = program.unwinding
-            found += frames_of(module.file, 0, begin)
-            found += frames_of(module.file, end, module.file.size - end)
+        if program and encoded_size(frames_of(module.file)) <= _WHOLE_PLUG_IN:
+            found += run_frames(module.file, program)
         return found
 
     def _counted(self, places: Iterable[BlobPlace]) -> list[Place]:

@@ -108,10 +108,8 @@ class Start:
                 continue
             for offset, length in program.touched:
                 self._add(self.first, frames_of(node, offset, length))
-            if sum(blob.table[frame].encoded_size for blob, frame in frames_of(node) if blob.table) <= whole:
-                begin, end = program.unwinding
-                self._add(self.rest, frames_of(node, 0, begin))
-                self._add(self.rest, frames_of(node, end, node.size - end))
+            if encoded_size(frames_of(node)) <= whole:
+                self._add(self.rest, run_frames(node, program))
             if program.interpreter and (loader := self.file(program.interpreter)):
                 pending.append((*loader, _WHOLE_LIBRARY))
                 if cache := self.file(_CACHE):
@@ -196,3 +194,14 @@ def frames_of(node: Node, offset: int = 0, length: int | None = None) -> list[Pl
             places.append((extent.blob, extent.frame))
         at += extent.length
     return places
+
+
+def run_frames(node: Node, program: Program) -> list[Place]:
+    """The frames of a program, but for what only exceptions read."""
+    begin, end = program.unwinding
+    return frames_of(node, 0, begin) + frames_of(node, end, node.size - end)
+
+
+def encoded_size(places: Iterable[Place]) -> int:
+    """Bytes of frames on the wire."""
+    return sum(blob.table[frame].encoded_size for blob, frame in places if blob.table)
