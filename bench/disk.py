@@ -21,7 +21,8 @@ from bench.workload import start_application
 
 _START_NOTE = (
     "A frame is written whole, with what lies beside the pages that are read, and so is the metadata. With a trace "
-    "13.9 MB cross the link, and the goal is 13.0. A layout rebuilt from a trace has frames of read pages alone."
+    "13.9 MB cross the link, and the goal is 13.0. Next: nothing for images as they are; a layout rebuilt from a trace "
+    "has frames of read pages alone (R1: half of the bytes)."
 )
 
 

@@ -39,20 +39,24 @@ COLD_NOTE = (
     " line of Python, of which the worker has 75 µs a READ if it does nothing else, and twice as much here, where each"
     " step finds the processor's caches cold. Tried, and no faster: the answer sent in C by who has written the frame,"
     " no thread woken to listen meanwhile, and the processor given up to who was woken. In C all of it would take about"
-    " 500 µs. Smaller frames help: a database's are of 64 KiB, and its blob is 18 % larger for that"
+    " 500 µs. Smaller frames help: a database's are of 64 KiB, and its blob is 18 % larger for that. Next: C for what"
+    " the worker does between the request and its answer"
 )
 DECODED_NOTE = (
     "of a frame of 44 KiB, the worker needs 25 µs to verify it, 140 to decode its 128 KiB, and 35 to write them; the"
-    " rest is four changes of process, and the interpreters of worker and keeper"
+    " rest is four changes of process, and the interpreters of worker and keeper. Next: C for the worker, as in the"
+    " other form"
 )
 DATABASE_NOTE = (
     "frames of a database are of 64 KiB, a quarter of other files' (its blob is 18 % larger for that); what remains is"
-    " the kernel's decoding, the four changes of process, and the interpreters of worker and keeper"
+    " the kernel's decoding, the four changes of process, and the interpreters of worker and keeper. Next: C for the"
+    " worker"
 )
 PIPE_NOTE = (
     "the kernel decodes in the thread that reads, also what it reads ahead: cat decodes a frame while sha256sum waits"
     " for the next 64 KiB of their pipe, so both take as long as one after the other, the row above and sha256 alone."
-    " And fetch and check share the two processors with both"
+    " And fetch and check share the two processors with both. Next: nothing of ours, but a kernel that decodes what it"
+    " reads ahead on another processor; where files are read through pipes the decoded form is faster, the row below"
 )
 # What is said of it, the command, and the form of the mount
 _READERS = (
