@@ -29,13 +29,15 @@ class PythonProgram(NamedTuple):
 
 def python_program(start: Start) -> PythonProgram | None:
     """The program of a start's command; None if it is no Python's. OSError, KeyError: its bytes are not at hand."""
-    arguments = [argument.encode(errors="surrogateescape") for argument in start.command.arguments]
-    found = start.find_program(arguments[0]) if arguments else None
-    if found is None:
-        return None
-    if _INTERPRETER.match(start.read(found[1], 0, 256)):
-        return _script(start, *found)
-    return _of_interpreter(start, arguments[1:]) if library_of(found[0]) else None
+    for arguments in start.commands():
+        found = start.find_program(arguments[0])
+        if found is None:
+            continue
+        if _INTERPRETER.match(start.read(found[1], 0, 256)):
+            return _script(start, *found)
+        if library_of(found[0]):
+            return _of_interpreter(start, arguments[1:])
+    return None
 
 
 def _of_interpreter(start: Start, words: list[bytes]) -> PythonProgram | None:

@@ -1,15 +1,15 @@
 """What an image's start reads first, as far as the image itself says: its program, interpreters and their libraries.
 
-The command of the image's config is found along its PATH; a script leads to the program in its first line; an ELF
-program to its loader and, as that would, to all libraries that it needs; a Python also to the modules that most
-programs import. The result is a list of frames in about the order of their use, a hint for whoever fetches: nothing
-depends on its being right.
+The command of the image's config is found along its PATH, and so is what that runs in its turn (behind an init or an
+entrypoint script, in a shell's text); a script leads to the program in its first line; an ELF program to its loader
+and, as that would, to all libraries that it needs; a Python also to the modules that most programs import. The result
+is a list of frames in about the order of their use, a hint for whoever fetches: nothing depends on its being right.
 """
 
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -53,12 +53,20 @@ class Start:
     libraries: dict[bytes, tuple[bytes, Node] | None] = field(default_factory=dict)  # found where all are looked for
 
     def frames(self) -> list[Place]:
-        if self.command.arguments:
-            try:
-                self._program(self.command.arguments[0].encode(errors="surrogateescape"), MAX_SCRIPTS)
-            except (OSError, KeyError):  # its bytes are not at hand: what was found so far is as good
-                pass
+        try:
+            for name, *_ in self.commands():
+                self._program(name, MAX_SCRIPTS)
+        except (OSError, KeyError):  # its bytes are not at hand: what was found so far is as good
+            pass
         return list(self.first | self.rest | self.modules)
+
+    def commands(self) -> Iterator[list[bytes]]:
+        """The arguments of the command and of what is run by way of it, as far as these are programs of the tree."""
+        for number, arguments in enumerate(self.command.programs()):
+            words = [argument.encode(errors="surrogateescape") for argument in arguments]
+            found = self.find_program(words[0])
+            if found and (not number or found[1].mode & 0o111):
+                yield words
 
     def _program(self, name: bytes, scripts: int) -> None:
         found = self.find_program(name)

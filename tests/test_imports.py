@@ -291,6 +291,8 @@ def _program(*arguments: str, directory: str = "/app") -> tuple[list[bytes], set
         (("python3.11", "-m", "server"), [b"server", b"server.__main__"], {"__init__", "flask", "__main__", "run"}),
         (("python3.11", "-c", "import flask"), [b"flask"], {"flask"}),
         (("serve", "--port", "80"), [b"server"], {"__init__", "flask"}),
+        (("true", "--", "python3.11", "main.py"), [b"own"], {"own", "flask"}),
+        (("true", "serve"), [b"server"], {"__init__", "flask"}),
         (("python3.11", "-m"), [b"", b".__main__"], set()),
         (("python3.11", "gone.py"), None, None),
         (("python3.11",), None, None),

@@ -156,6 +156,34 @@ def test_malformed_frame_lists(text: str) -> None:
         decode_frames(text)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "programs"),
+    [
+        ((), []),
+        (("nginx", "-g", "daemon off;"), ["nginx", "daemon off;"]),
+        (("/tini", "-v", "--", "node", "app.js"), ["/tini", "node", "app.js"]),
+        (("env", "-u", "A=1", "B=2", "python3", "-u", "x"), ["env", "python3", "x"]),
+        (("/bin/sh", "-c", "cd /app && A=b exec gunicorn 'a b' --c"), ["/bin/sh", "gunicorn", "a b"]),
+        (("bash", "-ec", "a; b | sh -c 'exec c d'"), ["bash", "sh", "c", "d"]),
+        (("sh", "-c", "it's"), ["sh"]),
+        (("sh", "-c", ""), ["sh"]),
+        (("sh", "-c", "a &&"), ["sh"]),
+        (("sh", "run.sh"), ["sh"]),
+        (("a", "b", "c", "d", "e"), ["a", "b", "c", "d"]),
+    ],
+)
+def test_what_a_command_runs(arguments: tuple[str, ...], programs: list[str]) -> None:
+    assert [each[0] for each in Command(arguments).programs()] == programs
+
+
+def test_an_entrypoint_leads_to_the_program_behind_it(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, ["/usr/bin/env", "/usr/bin/true"], {"entrypoint.sh": b'#!/bin/nothing\nexec "$@"\n'})
+    direct = tree.start("/usr/bin/true")
+    assert direct and direct <= tree.start("/entrypoint.sh", "true", "--flag")
+    assert direct <= tree.start("/usr/bin/env", "-u", "A=1", "true")
+    assert not direct & tree.start("/entrypoint.sh", "false")
+
+
 def _library(directory: Path, name: str, *needed: str) -> bytes:
     """A shared object of several frames, as the linker makes it, that needs others of its directory."""
     (directory / "data").write_bytes(os.urandom(600_000))
