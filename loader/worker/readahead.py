@@ -22,10 +22,10 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from erofs_builder.hints import NO_HINTS, Hints
 from loader.cache.files import CacheFile
+from loader.worker.follows import Follows
 from loader.worker.link_estimate import LinkEstimate
 from loader.worker.rest import Rest
 from loader.worker.scan import Scan
@@ -91,13 +91,6 @@ class Judge:
             self._misses /= 2
 
 
-class _Followers(NamedTuple):
-    """What is read once a frame was, unless one of others was read before."""
-
-    others: tuple[Key, ...]
-    unless: tuple[Key, ...]
-
-
 @dataclass(slots=True)
 class _Stream:
     """A sequential reader: READs in a row, their encoded bytes, bytes to be ahead of it, where what was asked ends."""
@@ -124,7 +117,7 @@ class ReadAhead:
         self._scans: dict[CacheFile, Scan] = {}
         self._rests: dict[CacheFile, Rest] = {}
         self._listed: dict[bytes, frozenset[int]] = {}
-        self._followers: dict[CacheFile, dict[int, list[_Followers]]] = {}
+        self._followers: dict[CacheFile, dict[int, list[Follows]]] = {}
         self._hints: dict[bytes, tuple[int, Hints]] = {}
         self._idle: set[bytes] = set()  # blobs in these two that had no open file when that was looked at last
         self._judges = {
@@ -162,11 +155,10 @@ class ReadAhead:
         """Whether files that are whole lose their marks, and there is room for them."""
         self._pays = pays
 
-    def follow(self, file: CacheFile, frame: int, others: Iterable[Key], unless: Iterable[Key] = ()) -> None:
-        """Once a frame is read, others are, of any file: a plug-in's libraries. Not if one of `unless` was read."""
+    def follow(self, file: CacheFile, frame: int, follows: Follows) -> None:
+        """Once a frame is read, others are, of any file: a plug-in's libraries."""
         with self._lock:
-            known = self._followers.setdefault(file, {}).setdefault(frame, [])
-            known.append(_Followers(tuple(others), tuple(unless)))
+            self._followers.setdefault(file, {}).setdefault(frame, []).append(follows)
 
     def followers(self, file: CacheFile, frames: range) -> list[Key]:
         """What follows these frames, told once."""

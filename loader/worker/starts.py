@@ -22,7 +22,8 @@ from loader.cache.layout import Layout, replace_file
 from loader.errors import LoaderError
 from loader.registry.base import ImageSource
 from loader.trace import find_trace
-from loader.worker.readahead import Key, ReadAhead
+from loader.worker.follows import Follows
+from loader.worker.readahead import ReadAhead
 
 log = logging.getLogger(__name__)
 START, TRACE, FOLLOWERS = "start", "trace", "followers"
@@ -132,17 +133,12 @@ class Starts:
         """Tell what plug-ins and packages need, unless a start was watched: its list has what of that was needed."""
         if self.complete(image):
             return
-
-        def keys(places: Iterable[Place]) -> Iterator[Key]:
-            for number, frame in places:
-                if number < len(files) and (file := files[number]) is not None and frame < len(file.table):
-                    yield file, frame
-
+        shared = tuple(files)
         with contextlib.suppress(OSError, FormatError):
             followers = decode_followers(self._layout.start_list(image, FOLLOWERS).read_text())
-            for head, unless, places in followers:
-                for file, frame in keys([head]):
-                    self._readahead.follow(file, frame, keys(places), keys(unless))
+            for (number, frame), unless, places in followers:
+                if number < len(files) and (file := files[number]) is not None:
+                    self._readahead.follow(file, frame, Follows(shared, places, unless))
 
 
 def _gathered(places: Sequence[Place], files: Sequence[CacheFile | None]) -> Iterator[Place]:
