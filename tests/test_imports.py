@@ -21,7 +21,8 @@ from erofs_builder.frame_list import decode_frames
 from erofs_builder.import_followers import import_followers
 from erofs_builder.import_graph import ImportGraph
 from erofs_builder.layer import build_layer
-from erofs_builder.model import Blob
+from erofs_builder.model import Blob, Node
+from erofs_builder.paths import lookup
 from erofs_builder.python_imports import MAX_NAME, Import, imports_of
 from erofs_builder.python_program import python_program
 from erofs_builder.python_tree import find_modules
@@ -99,6 +100,9 @@ class Image:
             path.decode(): [extent.frame for extent in node.extents] for path, node, _ in layer.entries if node
         }
         self.root = flatten([layer])
+        for name in files:
+            if "/bin/" in name:
+                self.file(name).mode |= 0o111
         self.command = Command(**command)  # type: ignore[arg-type]
         self.start = Start(self.root, self.command, self.read_frame)
 
@@ -107,6 +111,11 @@ class Image:
         frame = blob.table[number]
         encoded = self.data[frame.encoded_offset : frame.encoded_offset + frame.encoded_size]
         return zstandard.ZstdDecompressor().decompress(encoded)
+
+    def file(self, path: str) -> Node:
+        found = lookup(self.root, path.encode())
+        assert found is not None, path
+        return found[1]
 
     @property
     def graph(self) -> ImportGraph:
