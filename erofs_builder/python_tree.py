@@ -58,7 +58,7 @@ def _library_directories(root: Node) -> Iterator[tuple[bytes, Node]]:
         path, node = stack.pop()
         below = [(name, child) for name, child in (node.children or {}).items() if child.children is not None]
         for name, child in sorted(below, reverse=True, key=_name):
-            if path.endswith((b"lib", b"lib64")) and (name == _SHARED or _LIBRARY.fullmatch(name)):
+            if path.rpartition(b"/")[2] in (b"lib", b"lib64") and (name == _SHARED or _LIBRARY.fullmatch(name)):
                 yield path + b"/" + name, child
             elif path.count(b"/") < MAX_DEPTH and name not in _PACKAGES:
                 stack.append((path + b"/" + name if path else name, child))

@@ -29,6 +29,7 @@ from erofs_builder.python_tree import find_modules
 from erofs_builder.startup import Start
 from erofs_builder.tree import flatten
 from loader.convert.start import start_list
+from loader.errors import TransientRegistryError
 from tests.support.oci import tar_of
 
 LIBRARY = "usr/lib/python3.11"
@@ -269,6 +270,25 @@ def test_bytes_that_are_not_at_hand_bring_nothing() -> None:
 
     image.start.read_frame = refuse
     assert image.followers() == []
+
+
+def test_a_base_that_is_away_is_asked_once_and_costs_no_conversion(caplog: pytest.LogCaptureFixture) -> None:
+    files = _package(PACKAGES, {"one/__init__": b"import two", "two": b""})
+    image = Image(files | {"usr/bin/app": b"#!/usr/bin/python3\n"}, arguments=("app",))
+    assert image.blob is not None
+    image.blob.from_base = True
+    asked = []
+
+    def fail(blob: Blob, number: int) -> bytes:
+        asked.append(number)
+        raise TransientRegistryError("registry.example: timed out")
+
+    texts = start_list(image.root, [image.blob], image.command, fail)
+    assert set(texts.values()) == {""} and len(asked) == 1
+    assert "registry.example: timed out" in caplog.text
+    image.blob.from_base = False
+    with pytest.raises(TransientRegistryError):
+        start_list(image.root, [image.blob], image.command, fail)
 
 
 def _program(*arguments: str, directory: str = "/app") -> tuple[list[bytes], set[str]] | None:

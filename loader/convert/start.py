@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from operator import or_
@@ -10,6 +11,7 @@ from pathlib import Path
 from erofs_builder.command import Command
 from erofs_builder.digest import Digest
 from erofs_builder.erofs.flat import decode_frame
+from erofs_builder.errors import IntegrityError
 from erofs_builder.followers import Follower, encode_followers
 from erofs_builder.frame_list import Place, encode_frames
 from erofs_builder.import_followers import import_followers
@@ -20,7 +22,10 @@ from erofs_builder.python_program import PythonProgram, python_program
 from erofs_builder.python_tree import find_modules
 from erofs_builder.startup import Start
 from loader.artifact import FOLLOWERS_ANNOTATION, START_ANNOTATION
+from loader.errors import LoaderError
 from loader.registry.base import ImageSource
+
+log = logging.getLogger(__name__)
 
 
 def frame_reader(files: Mapping[Digest, Path], base: ImageSource | None = None) -> Callable[[Blob, int], bytes]:
@@ -48,7 +53,7 @@ def start_list(
 ) -> dict[str, str]:
     """The artifact's annotations: the list of the start, and what follows the first read of plug-ins and packages."""
     numbers = {blob: number for number, blob in enumerate(blobs)}
-    start = Start(root, command, read_frame)
+    start = Start(root, command, _at_hand(read_frame))
     places = [(numbers[blob], frame) for blob, frame in start.frames() if blob in numbers]
     followers: list[Follower] = []
     if places:
@@ -60,6 +65,26 @@ def start_list(
         for graph in graphs:
             followers += import_followers(graph, set(places))
     return {START_ANNOTATION: encode_frames(places), FOLLOWERS_ANNOTATION: encode_followers(followers)}
+
+
+def _at_hand(read_frame: Callable[[Blob, int], bytes]) -> Callable[[Blob, int], bytes]:
+    """The same for hints, of which nothing depends: once a base cannot be read, KeyError for all of its frames."""
+    away = False
+
+    def read(blob: Blob, number: int) -> bytes:
+        nonlocal away
+        if away and blob.from_base:
+            raise KeyError(number)
+        try:
+            return read_frame(blob, number)
+        except (LoaderError, IntegrityError) as error:
+            if not blob.from_base:
+                raise
+            away = True
+            log.warning("what a start reads of the base is not looked for: %s", error)
+            raise KeyError(number) from None
+
+    return read
 
 
 def _python_program(start: Start) -> PythonProgram | None:
