@@ -31,11 +31,6 @@ MAX_SCRIPTS = 4  # interpreters that are scripts themselves
 _WHOLE_PROGRAM, _WHOLE_LIBRARY = 4 << 20, 1 << 20
 
 
-def start_frames(root: Node, command: Command, read_frame: ReadFrame) -> list[Place]:
-    """The frames that a start reads, each once; empty if the command leads nowhere."""
-    return Start(root, command, read_frame).frames()
-
-
 @dataclass(slots=True)
 class Start:
     """Walks from an image's command to its programs and libraries."""
@@ -53,6 +48,7 @@ class Start:
     libraries: dict[bytes, tuple[bytes, Node] | None] = field(default_factory=dict)  # found where all are looked for
 
     def frames(self) -> list[Place]:
+        """The frames that a start reads, each once; empty if the command leads nowhere."""
         try:
             for name, *_ in self.commands():
                 self._program(name, MAX_SCRIPTS)

@@ -20,7 +20,7 @@ from erofs_builder.model import Blob, Node
 from erofs_builder.paths import lookup
 from erofs_builder.plug_ins import plug_in_followers
 from erofs_builder.python_modules import byte_code, is_core, library_of
-from erofs_builder.startup import Start, start_frames
+from erofs_builder.startup import Start
 from erofs_builder.tree import flatten
 from tests.support.oci import tar_of
 
@@ -69,7 +69,7 @@ class Tree:
         return {(extent.blob, extent.frame) for extent in extents if extent.blob is not None}
 
     def start(self, *arguments: str, environment: tuple[str, ...] = ()) -> set[tuple[Blob, int]]:
-        return set(start_frames(self.root, Command(arguments, environment), self.read_frame))
+        return set(Start(self.root, Command(arguments, environment), self.read_frame).frames())
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_blobs_that_are_not_at_hand(tree: Tree) -> None:
     def refuse(blob: Blob, number: int) -> bytes:
         raise KeyError(number)
 
-    assert start_frames(tree.root, Command(("python3",)), refuse) == []
+    assert Start(tree.root, Command(("python3",)), refuse).frames() == []
 
 
 def test_malformed_programs_are_no_programs() -> None:

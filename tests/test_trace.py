@@ -117,6 +117,7 @@ def test_what_follows_may_depend_on_what_was_read_before(tmp_path: Path) -> None
         starts.remember(image, START, "0:1")
         starts.remember(image, FOLLOWERS, "0:5>0:6 0:5!0:3-4,1:9,1:900,7:1>0:7")
         starts.fetch(image, files)
+        starts.fetch(image, files)  # mounted once more: as if once
         if read is not None:
             ahead.after(files[read[0]], range(read[1], read[1] + 1))
         assert ahead.followers(files[0], range(5, 6)) == [(files[0], frame) for frame in expected]

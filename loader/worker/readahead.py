@@ -155,10 +155,10 @@ class ReadAhead:
         """Whether files that are whole lose their marks, and there is room for them."""
         self._pays = pays
 
-    def follow(self, file: CacheFile, frame: int, follows: Follows) -> None:
-        """Once a frame is read, others are, of any file: a plug-in's libraries."""
+    def follow(self, file: CacheFile, frame: int, follows: list[Follows]) -> None:
+        """Once a frame is read, others are, of any file: a plug-in's libraries. What was told before of it is over."""
         with self._lock:
-            self._followers.setdefault(file, {}).setdefault(frame, []).append(follows)
+            self._followers.setdefault(file, {})[frame] = follows
 
     def followers(self, file: CacheFile, frames: range) -> list[Key]:
         """What follows these frames, told once."""

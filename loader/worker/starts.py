@@ -133,12 +133,13 @@ class Starts:
         """Tell what plug-ins and packages need, unless a start was watched: its list has what of that was needed."""
         if self.complete(image):
             return
-        shared = tuple(files)
+        shared, by_head = tuple(files), dict[Place, list[Follows]]()
         with contextlib.suppress(OSError, FormatError):
-            followers = decode_followers(self._layout.start_list(image, FOLLOWERS).read_text())
-            for (number, frame), unless, places in followers:
-                if number < len(files) and (file := files[number]) is not None:
-                    self._readahead.follow(file, frame, Follows(shared, places, unless))
+            for head, unless, places in decode_followers(self._layout.start_list(image, FOLLOWERS).read_text()):
+                by_head.setdefault(head, []).append(Follows(shared, places, unless))
+        for (number, frame), follows in by_head.items():
+            if number < len(files) and (file := files[number]) is not None:
+                self._readahead.follow(file, frame, follows)
 
 
 def _gathered(places: Sequence[Place], files: Sequence[CacheFile | None]) -> Iterator[Place]:
